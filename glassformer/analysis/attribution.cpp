@@ -1,0 +1,84 @@
+#include "glassformer/analysis/attribution.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+
+#include "glassformer/base/errors.h"
+
+namespace glassformer {
+namespace {
+
+// What a vector in the residual stream adds to the logit: its product with `direction`, over the norm's scale.
+struct Readout {
+  at::Tensor direction;  // d_model
+  at::Tensor scale;      // batch 1
+  double bias = 0;
+
+  at::Tensor operator()(const at::Tensor& vectors) const {  // … batch d_model -> … batch
+    return vectors.to(direction.scalar_type()).matmul(direction) / scale.squeeze(-1);
+  }
+};
+
+at::ScalarType wide(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+at::Tensor unembedding(const Weights& weights, int64_t token, const std::optional<int64_t>& versus,
+                       at::ScalarType dtype) {
+  const at::Tensor& table = weights.get("unembed.weight");
+  const at::Tensor column = table[token].to(dtype);
+  return versus ? column - table[*versus].to(dtype) : column;
+}
+
+Readout readout(Trace& trace, int64_t token, const std::optional<int64_t>& versus, int64_t position) {
+  const Model& model = trace.model();
+  const Weights& weights = model.weights();
+  const at::ScalarType dtype = wide(weights.dtype());
+  const at::Tensor column = unembedding(weights, token, versus, dtype);
+  Readout made;
+  made.direction = column * weights.get("ln_final.weight").to(dtype);
+  if (model.config().norm == Norm::kLayerNorm) {
+    made.direction = made.direction - made.direction.mean();  // Centring the stream is centring the direction.
+    made.bias = weights.get("ln_final.bias").to(dtype).dot(column).item<double>();
+  }
+  if (weights.has("unembed.bias")) {
+    const at::Tensor& bias = weights.get("unembed.bias");
+    made.bias += bias[token].item<double>() - (versus ? bias[*versus].item<double>() : 0.0);
+  }
+  made.scale = trace.read("ln_final.hook_scale", Positions{{position}}).squeeze(1).to(dtype);
+  return made;
+}
+
+}  // namespace
+
+AttributionResult direct_logit_attribution(Trace& trace, int64_t token, std::optional<int64_t> versus,
+                                           int64_t position) {
+  const Model& model = trace.model();
+  const ModelConfig& config = model.config();
+  for (int64_t id : {token, versus.value_or(token)})
+    if (id < 0 || id >= config.d_vocab)
+      throw InputError(str("token ", id, " is outside the vocabulary of ", config.d_vocab));
+  const Readout read = readout(trace, token, versus, position);
+  const auto vector_at = [&](const std::string& node) { return trace.read(node, Positions{{position}}).squeeze(1); };
+  AttributionResult result;
+  const auto add = [&](std::string name, const char* kind, int64_t layer, const at::Tensor& logit) {
+    result.components.push_back({std::move(name), kind, layer, logit});
+  };
+  add("embed", "embed", -1, read(vector_at("hook_embed")));
+  if (config.positions == PositionEmbedding::kLearned) add("pos_embed", "embed", -1, read(vector_at("hook_pos_embed")));
+  std::vector<at::Tensor> heads;
+  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const std::string block = str("blocks.", layer, ".");
+    add(str(layer, ".attn"), "attn", layer, read(vector_at(block + "hook_attn_out")));
+    add(str(layer, ".mlp"), "mlp", layer, read(vector_at(block + "hook_mlp_out")));
+    heads.push_back(read(vector_at(block + "attn.hook_result").transpose(0, 1)));
+  }
+  const at::Tensor& some = result.components.front().logit;
+  if (read.bias != 0) add("bias", "bias", -1, at::zeros(some.sizes(), some.options()) + read.bias);
+  result.heads = at::stack(heads);
+  const at::Tensor logits = trace.logits_at(position).to(some.scalar_type());
+  result.logit = logits.select(1, token);
+  if (versus) result.logit = result.logit - logits.select(1, *versus);
+  return result;
+}
+
+}  // namespace glassformer

@@ -1,0 +1,155 @@
+#include "glassformer/analysis/explain.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/topk.h>
+
+#include <algorithm>
+
+#include "glassformer/analysis/attribution.h"
+#include "glassformer/analysis/lens.h"
+#include "glassformer/analysis/patching.h"
+#include "glassformer/base/errors.h"
+#include "glassformer/text/tokenizer.h"
+
+namespace glassformer {
+namespace {
+
+std::string token_text(const Model& model, int64_t id) { return model.tokenizer().decode(std::vector<int64_t>{id}); }
+
+std::vector<double> row(const at::Tensor& values) {
+  const at::Tensor doubles = values.to(at::kCPU, at::kDouble).contiguous();
+  return {doubles.const_data_ptr<double>(), doubles.const_data_ptr<double>() + doubles.numel()};
+}
+
+std::vector<std::vector<double>> matrix(const at::Tensor& values) {
+  std::vector<std::vector<double>> rows;
+  for (int64_t i = 0; i < values.size(0); ++i) rows.push_back(row(values[i]));
+  return rows;
+}
+
+AttributionTable attribution_table(Trace& trace, const TokenScore& answer) {
+  const AttributionResult found = direct_logit_attribution(trace, answer.id);
+  AttributionTable table;
+  table.answer = answer;
+  for (const Contribution& part : found.components) {
+    table.components.push_back({part.name, part.kind, part.layer, part.logit.item<double>()});
+    table.sum += table.components.back().logit;
+  }
+  table.heads = matrix(found.heads.squeeze(-1));
+  return table;
+}
+
+std::vector<HeadPattern> strongest_heads(Trace& trace, const AttributionTable& attribution, int64_t count) {
+  std::vector<HeadPattern> heads;
+  for (size_t layer = 0; layer < attribution.heads.size(); ++layer)
+    for (size_t head = 0; head < attribution.heads[layer].size(); ++head)
+      heads.push_back({static_cast<int64_t>(layer), static_cast<int64_t>(head), attribution.heads[layer][head], {}});
+  std::stable_sort(heads.begin(), heads.end(),
+                   [](const HeadPattern& a, const HeadPattern& b) { return std::abs(a.logit) > std::abs(b.logit); });
+  heads.resize(std::min(heads.size(), static_cast<size_t>(std::max<int64_t>(count, 0))));
+  for (HeadPattern& head : heads)
+    head.pattern = matrix(trace.read(str("blocks.", head.layer, ".attn.hook_pattern"))[0][head.head]);
+  return heads;
+}
+
+PatchTable patch_table(Trace& clean, Trace& corrupted, const TokenScore& answer, const TokenScore& versus_answer,
+                       const ExplainOptions& options) {
+  PatchOptions patch;
+  if (options.progress)
+    patch.progress = [&](int64_t done, int64_t total) { options.progress("patching", done, total); };
+  const PatchResult found = activation_patching(clean, corrupted, logit_difference(answer.id, versus_answer.id), patch);
+  PatchTable table{answer, versus_answer, found.clean, found.corrupted, {}, matrix(found.recovered())};
+  for (size_t layer = 0; layer < table.recovered.size(); ++layer) table.layers.push_back(std::to_string(layer));
+  return table;
+}
+
+}  // namespace
+
+ModelSummary summarise(const Model& model) {
+  const ModelConfig& config = model.config();
+  return {model.name(),    config.architecture, dtype_name(model.weights().dtype()),
+          config.n_layers, config.n_heads,      config.n_kv_heads,
+          config.d_model,  config.d_head,       config.d_mlp,
+          config.d_vocab,  config.n_ctx,        model.weights().count()};
+}
+
+Prompt describe_prompt(const Model& model, const std::string& text) {
+  Prompt prompt{text, model.tokenizer().encode(text), {}};
+  prompt.tokens = model.tokenizer().decode_each(prompt.ids);
+  return prompt;
+}
+
+std::vector<TokenScore> best_tokens(const Model& model, const at::Tensor& logits, int64_t count) {
+  const at::Tensor wide = logits.to(at::kCPU, at::kDouble), probabilities = at::softmax(wide, -1);
+  const auto [values, ids] = at::topk(wide, std::min(count, wide.size(0)));
+  std::vector<TokenScore> scores;
+  for (int64_t i = 0; i < ids.size(0); ++i) {
+    const auto id = ids[i].item<int64_t>();
+    scores.push_back({id, token_text(model, id), values[i].item<double>(), probabilities[id].item<double>()});
+  }
+  return scores;
+}
+
+LensTable lens_table(Trace& trace, int64_t answer) {
+  const LensResult found =
+      logit_lens(trace, {.positions = std::nullopt, .top_k = 1, .target = answer, .return_logits = false});
+  LensTable table{found.layers, {}, {}, {}};
+  for (int64_t layer = 0; layer < static_cast<int64_t>(found.layers.size()); ++layer) {
+    table.probability.push_back(row(found.target_probability[layer][0]));
+    std::vector<TokenScore> top;
+    std::vector<int64_t> ranks;
+    for (int64_t pos = 0; pos < trace.length(); ++pos) {
+      const auto id = found.top_ids[layer][0][pos][0].item<int64_t>();
+      top.push_back({id, token_text(trace.model(), id), found.top_logits[layer][0][pos][0].item<double>(),
+                     found.top_probabilities[layer][0][pos][0].item<double>()});
+      ranks.push_back(found.target_rank[layer][0][pos].item<int64_t>());
+    }
+    table.top.push_back(std::move(top));
+    table.rank.push_back(std::move(ranks));
+  }
+  return table;
+}
+
+Explanation explain(const std::shared_ptr<const Model>& model, const std::string& text,
+                    const std::optional<std::string>& versus, const ExplainOptions& options) {
+  const auto report = [&](const char* what, int64_t done) {
+    if (options.progress) options.progress(what, done, 4);
+  };
+  if (options.n_next_tokens < 1)
+    throw InputError(str("the number of next tokens is ", options.n_next_tokens, "; expected 1 or more"));
+  Explanation explanation;
+  explanation.model = summarise(*model);
+  explanation.prompt = describe_prompt(*model, text);
+  if (versus) {
+    explanation.versus = describe_prompt(*model, *versus);
+    const size_t found = explanation.versus->ids.size(), expected = explanation.prompt.ids.size();
+    if (found != expected)
+      throw InputError(str("the two prompts must have equally many tokens: '", text, "' has ", expected, ", '", *versus,
+                           "' has ", found));
+  }
+  TraceOptions trace_options;
+  trace_options.poll = options.poll;
+  report("reading the model", 0);
+  Trace trace(model, text, trace_options);
+  explanation.next_tokens = best_tokens(*model, trace.logits_at(-1)[0], options.n_next_tokens);
+  const TokenScore& answer = explanation.next_tokens.front();
+  report("logit lens", 1);
+  explanation.lens = lens_table(trace, answer.id);
+  report("attribution", 2);
+  explanation.attribution = attribution_table(trace, answer);
+  explanation.heads = strongest_heads(trace, explanation.attribution, options.n_heads);
+  if (versus) {
+    report("patching", 3);
+    Trace other(model, *versus, trace_options);
+    explanation.versus_next_tokens = best_tokens(*model, other.logits_at(-1)[0], options.n_next_tokens);
+    if (answer.id == explanation.versus_next_tokens.front().id)
+      throw InputError(
+          str("both prompts are answered '", answer.token, "'; patching needs prompts with different answers"));
+    explanation.patching = patch_table(trace, other, answer, explanation.versus_next_tokens.front(), options);
+  }
+  report("done", 4);
+  return explanation;
+}
+
+}  // namespace glassformer

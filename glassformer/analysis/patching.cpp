@@ -1,0 +1,120 @@
+#include "glassformer/analysis/patching.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "glassformer/base/errors.h"
+
+namespace glassformer {
+namespace {
+
+struct Place {
+  const Node* node = nullptr;
+  Region region;
+};
+
+std::string node_name(const Graph& graph, const std::string& activation, int64_t layer) {
+  const std::string block = str("blocks.", layer, ".");
+  for (const char* part : {"", "attn.", "mlp."})
+    if (graph.has(block + part + activation)) return block + part + activation;
+  graph.find(block + activation);  // Raises, with the nearest names.
+  return {};
+}
+
+int head_axis(const Node& node) {
+  for (size_t axis = 0; axis < node.axes.size(); ++axis)
+    if (node.axes[axis].word == "head" || node.axes[axis].word == "kv_head") return static_cast<int>(axis);
+  throw InputError(str(node.name, " has no head axis; its axes are: ", shape_words(node)));
+}
+
+std::vector<Place> places(const Graph& graph, const PatchOptions& options, const std::vector<int64_t>& layers,
+                          int64_t length, std::vector<int64_t>& shape) {
+  std::vector<Place> list;
+  shape = {static_cast<int64_t>(layers.size())};
+  for (int64_t layer : layers) {
+    const Node& node = graph.node(graph.find(node_name(graph, options.activation, layer)));
+    const int64_t n_heads = options.by_head ? node.axes[static_cast<size_t>(head_axis(node))].size : 1;
+    const int64_t n_rows = options.by_position ? length : 1;
+    for (int64_t row = 0; row < n_rows; ++row)
+      for (int64_t head = 0; head < n_heads; ++head) {
+        Place place{&node, {}};
+        if (options.by_position) place.region.at_axis(static_cast<size_t>(node.row_axis), {row});
+        if (options.by_head) place.region.at_axis(static_cast<size_t>(head_axis(node)), {head});
+        list.push_back(std::move(place));
+      }
+    if (list.size() == static_cast<size_t>(n_rows * n_heads)) {
+      if (options.by_position) shape.push_back(n_rows);
+      if (options.by_head) shape.push_back(n_heads);
+    }
+  }
+  return list;
+}
+
+at::Tensor value_of(Trace& clean, const Place& place) {
+  at::Tensor value = clean.read(place.node->name);
+  for (const Region::AxisIndices& axis : place.region.axes())
+    value = value.narrow(static_cast<int64_t>(axis.axis), axis.indices.front(), 1);
+  return value;
+}
+
+std::vector<int64_t> chosen_layers(const PatchOptions& options, int64_t n_layers) {
+  std::vector<int64_t> layers = options.layers;
+  if (layers.empty()) {
+    layers.resize(static_cast<size_t>(n_layers));
+    std::iota(layers.begin(), layers.end(), int64_t{0});
+  }
+  for (int64_t& layer : layers) {
+    if (layer < -n_layers || layer >= n_layers)
+      throw InputError(str("layer ", layer, " is outside the model's ", n_layers));
+    if (layer < 0) layer += n_layers;
+  }
+  return layers;
+}
+
+}  // namespace
+
+Metric logit_difference(int64_t answer, int64_t versus, int64_t position) {
+  const auto value = [answer, versus](const at::Tensor& logits) {
+    return (logits.select(-1, answer) - logits.select(-1, versus)).mean().item<double>();
+  };
+  return {value, std::vector<int64_t>{position}};
+}
+
+at::Tensor PatchResult::recovered() const { return (values - corrupted) / (clean - corrupted); }
+
+PatchResult activation_patching(Trace& clean, Trace& corrupted, const Metric& metric, const PatchOptions& options) {
+  if (&clean.model() != &corrupted.model()) throw InputError("patching: the two traces are of different models");
+  if (clean.length() != corrupted.length() || clean.batch() != corrupted.batch())
+    throw ShapeError(str("patching needs two prompts of equal length in tokens; found ", clean.length(), " and ",
+                         corrupted.length()));
+  const std::vector<int64_t> layers = chosen_layers(options, clean.model().config().n_layers);
+  std::vector<int64_t> shape;
+  const std::vector<Place> list = places(clean.model().graph(), options, layers, clean.length(), shape);
+  PatchResult result;
+  result.axes = {"layer"};
+  if (options.by_position) result.axes.push_back("pos");
+  if (options.by_head) result.axes.push_back("head");
+  result.clean = metric.value(clean.read("logits", metric.positions));
+  result.corrupted = metric.value(corrupted.read("logits", metric.positions));
+  std::vector<double> values;
+  constexpr size_t kForksAtOnce = 512;
+  for (size_t begin = 0; begin < list.size(); begin += kForksAtOnce) {
+    std::vector<Trace> forks;
+    for (size_t i = begin; i < std::min(begin + kForksAtOnce, list.size()); ++i) {
+      forks.push_back(corrupted.fork());
+      forks.back().set(list[i].node->name, value_of(clean, list[i]), list[i].region);
+    }
+    std::vector<Trace*> pointers;
+    for (Trace& fork : forks) pointers.push_back(&fork);
+    for (const at::Tensor& logits : read_all(pointers, "logits", metric.positions))
+      values.push_back(metric.value(logits));
+    if (options.progress) options.progress(static_cast<int64_t>(values.size()), static_cast<int64_t>(list.size()));
+  }
+  result.values = at::tensor(values, at::TensorOptions(at::kDouble)).reshape(shape);
+  return result;
+}
+
+}  // namespace glassformer

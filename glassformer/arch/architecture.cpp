@@ -1,0 +1,99 @@
+#include "glassformer/arch/architecture.h"
+
+#include <algorithm>
+
+#include "glassformer/arch/config_reader.h"
+#include "glassformer/arch/models/models.h"
+#include "glassformer/base/errors.h"
+#include "glassformer/io/model_files.h"
+
+namespace glassformer {
+namespace {
+
+std::string supported_types() {
+  std::string names;
+  for (const Architecture& architecture : architectures())
+    for (const std::string& type : architecture.model_types) names += (names.empty() ? "" : ", ") + type;
+  return names;
+}
+
+nlohmann::json to_json_value(const GgufValue& value) {
+  return std::visit([](const auto& v) { return nlohmann::json(v); }, value);
+}
+
+// Renames the metadata of a GGUF file to the keys of config.json, so that one reader serves both.
+nlohmann::json config_from_gguf(const Architecture& architecture, const GgufFile& file) {
+  nlohmann::json config = {{"model_type", architecture.model_types.front()}};
+  for (const GgufKey& key : architecture.gguf_keys) {
+    const auto found = file.metadata.find(architecture.gguf_name + "." + key.gguf);
+    if (found != file.metadata.end()) config[key.config] = to_json_value(found->second);
+  }
+  const auto has_tensor = [&](std::string_view name) {
+    return std::any_of(file.tensors.begin(), file.tensors.end(), [&](const auto& t) { return t.name == name; });
+  };
+  const auto tokens = file.metadata.find("tokenizer.ggml.tokens");
+  const auto embed = std::find_if(file.tensors.begin(), file.tensors.end(),
+                                  [](const auto& t) { return t.name == "token_embd.weight"; });
+  if (embed != file.tensors.end() && !embed->shape.empty())
+    config["vocab_size"] = embed->shape[0];
+  else if (tokens != file.metadata.end() && std::holds_alternative<std::vector<std::string>>(tokens->second))
+    config["vocab_size"] = std::get<std::vector<std::string>>(tokens->second).size();
+  config["tie_word_embeddings"] = !has_tensor("output.weight");
+  return config;
+}
+
+DescribedModel describe(const ConfigReader& reader) {
+  DescribedModel described;
+  const std::string type = reader.text("model_type");
+  described.architecture = &find_architecture(type, reader.path());
+  described.config.architecture = type;
+  described.architecture->read_config(reader, described.config);
+  check_config(described.config, reader.path());
+  return described;
+}
+
+}  // namespace
+
+const std::vector<Architecture>& architectures() {
+  static const std::vector<Architecture> list = {models::gpt2(), models::llama()};
+  return list;
+}
+
+const Architecture& find_architecture(const std::string& model_type, const std::string& path) {
+  for (const Architecture& architecture : architectures())
+    if (std::count(architecture.model_types.begin(), architecture.model_types.end(), model_type) > 0)
+      return architecture;
+  throw UnsupportedError(
+      str(path, ": architecture '", model_type, "' is not supported; supported: ", supported_types()));
+}
+
+DescribedModel describe(const std::string& config_json, const std::string& path) {
+  return describe(ConfigReader(config_json, path));
+}
+
+DescribedModel describe(const ModelFiles& files) {
+  if (!files.gguf) return describe(files.config_json, files.path + "/config.json");
+  const std::string& name = files.gguf->at<std::string>("general.architecture");
+  for (const Architecture& architecture : architectures())
+    if (architecture.gguf_name == name)
+      return describe(ConfigReader(config_from_gguf(architecture, *files.gguf), files.path));
+  throw UnsupportedError(
+      str(files.path, ": architecture '", name, "' is not supported; supported: ", supported_types()));
+}
+
+std::vector<int64_t> end_tokens(const std::string& config_json) {
+  const nlohmann::json config = nlohmann::json::parse(config_json, nullptr, false);
+  if (!config.is_object() || !config.contains("eos_token_id")) return {};
+  const nlohmann::json& given = config["eos_token_id"];
+  std::vector<int64_t> ids;
+  for (const nlohmann::json& id : given.is_array() ? given : nlohmann::json::array({given}))
+    if (id.is_number_integer()) ids.push_back(id.get<int64_t>());
+  return ids;
+}
+
+std::vector<int64_t> end_tokens(const ModelFiles& files) {
+  std::vector<int64_t> ids = end_tokens(files.generation_config_json);
+  return ids.empty() ? end_tokens(files.config_json) : ids;
+}
+
+}  // namespace glassformer

@@ -1,0 +1,83 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/softmax.h>
+
+#include <limits>
+
+#include "glassformer/graph/mask.h"
+#include "glassformer/graph/steps.h"
+
+namespace glassformer::steps {
+namespace {
+
+MaskOptions mask_options(const StepCall& call, const Attention& attention, size_t mask_input) {
+  MaskOptions options{attention.window, {}};
+  if (const at::Tensor& mask = call.inputs[mask_input]; mask.defined())
+    options.key_mask = mask.narrow(1, 0, call.n_keys);
+  return options;
+}
+
+// batch pos kv_head d_head -> batch kv_head 1 pos d_head, so that each group of query heads shares its keys unexpanded.
+at::Tensor by_group(const at::Tensor& x) { return x.permute({0, 2, 1, 3}).unsqueeze(2); }
+
+// batch pos head d_head -> batch kv_head group pos d_head
+at::Tensor grouped_queries(const at::Tensor& q, const Attention& attention) {
+  const at::Tensor heads = q.permute({0, 2, 1, 3});
+  return heads.unflatten(1, {attention.n_kv_heads, attention.n_heads / attention.n_kv_heads});
+}
+
+}  // namespace
+
+Run scores(const Attention& attention) {
+  return [attention](const StepCall& call) {
+    at::Tensor q = call.inputs[0], k = call.inputs[1].narrow(1, 0, call.n_keys);
+    if (attention.upcast) {
+      q = q.to(at::kFloat);
+      k = k.to(at::kFloat);
+    }
+    const at::Tensor products = at::matmul(grouped_queries(q, attention), by_group(k).transpose(-1, -2));
+    const at::Tensor scaled = products.flatten(1, 2) * attention.scale;
+    const at::Tensor allowed = allowed_keys(call.rows, call.n_keys, mask_options(call, attention, 2), q.device());
+    constexpr double kNever = -std::numeric_limits<double>::infinity();
+    return allowed.defined() ? scaled.masked_fill(allowed.logical_not(), kNever) : scaled;
+  };
+}
+
+Run pattern(at::ScalarType dtype) {
+  return [dtype](const StepCall& call) {
+    const at::Tensor& scores = call.inputs[0];
+    const auto wide = scores.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const at::Tensor weights = at::softmax(scores, -1, wide);
+    return weights.masked_fill(weights.isnan(), 0).to(dtype);
+  };
+}
+
+Run mix_values(const Attention& attention) {
+  return [attention](const StepCall& call) {
+    const at::Tensor& pattern = call.inputs[0];
+    const at::Tensor v = call.inputs[1].narrow(1, 0, pattern.size(3));
+    const at::Tensor grouped = pattern.unflatten(1, {attention.n_kv_heads, attention.n_heads / attention.n_kv_heads});
+    return at::matmul(grouped, by_group(v)).flatten(1, 2).permute({0, 2, 1, 3}).contiguous();
+  };
+}
+
+Run fused_attention(const Attention& attention) {
+  return [attention](const StepCall& call) {
+    const MaskOptions options = mask_options(call, attention, 3);
+    const at::Tensor q = call.inputs[0].permute({0, 2, 1, 3});
+    const at::Tensor k = call.inputs[1].narrow(1, 0, call.n_keys).permute({0, 2, 1, 3});
+    const at::Tensor v = call.inputs[2].narrow(1, 0, call.n_keys).permute({0, 2, 1, 3});
+    const bool causal = is_plain_causal(call.rows, call.n_keys, options);
+    std::optional<at::Tensor> mask;
+    if (!causal)
+      if (const at::Tensor allowed = allowed_keys(call.rows, call.n_keys, options, q.device()); allowed.defined())
+        mask = allowed;
+    const bool grouped = attention.n_heads != attention.n_kv_heads;
+    const at::Tensor z = at::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, attention.scale, grouped);
+    return z.permute({0, 2, 1, 3}).contiguous();
+  };
+}
+
+}  // namespace glassformer::steps

@@ -1,0 +1,269 @@
+// Lays out the universal decoder block as nodes, in computing order.
+
+#include <limits>
+
+#include "glassformer/base/errors.h"
+#include "glassformer/graph/graph.h"
+#include "glassformer/graph/steps.h"
+
+namespace glassformer {
+namespace {
+
+constexpr Reach kSame = Reach::kSameRow, kUpTo = Reach::kUpToRow;
+
+const Axis kBatch{"batch", 0}, kPos{"pos", 0}, kQueryPos{"query_pos", 0}, kKeyPos{"key_pos", 0};
+
+}  // namespace
+
+class GraphBuilder {
+ public:
+  GraphBuilder(const ModelConfig& config, const Weights& weights) : config_(config), weights_(weights) {}
+
+  std::shared_ptr<const Graph> build() {
+    graph_.reset(new Graph());
+    graph_->n_ctx_ = config_.n_ctx;
+    graph_->n_layers_ = config_.n_layers;
+    inputs();
+    NodeId residual = embedding();
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) residual = block(layer, residual);
+    head(residual);
+    graph_->finish();
+    return graph_;
+  }
+
+ private:
+  struct StepSpec {
+    std::string op;
+    std::vector<StepInput> inputs;
+    steps::Run run;
+    std::vector<WeightId> weights = {};
+    bool by_row = true;
+  };
+
+  Step step(StepSpec spec) const {
+    Step made{spec.op + "(", std::move(spec.inputs), std::move(spec.weights), spec.by_row, std::move(spec.run)};
+    std::erase(made.weights, -1);
+    std::string separator;
+    for (const StepInput& input : made.inputs) {
+      made.text += separator + graph_->node(input.node).name;
+      separator = ", ";
+    }
+    for (WeightId weight : made.weights) {
+      made.text += separator + weights_.specs()[static_cast<size_t>(weight)].name;
+      separator = ", ";
+    }
+    made.text += ")";
+    return made;
+  }
+
+  NodeId add(std::string name, std::vector<Axis> axes, StepSpec open) {
+    Node node;
+    node.id = static_cast<NodeId>(graph_->nodes_.size());
+    node.name = std::move(name);
+    node.axes = std::move(axes);
+    node.row_axis = node.has_keys() ? 2 : 1;
+    if (open.run) node.open = step(std::move(open));
+    graph_->ids_.emplace(node.name, node.id);
+    graph_->nodes_.push_back(std::move(node));
+    return graph_->nodes_.back().id;
+  }
+
+  // Gives a node its way past `skipped`.
+  void shortcut(NodeId id, std::vector<NodeId> skipped, StepSpec fast) {
+    Node& node = graph_->nodes_[static_cast<size_t>(id)];
+    node.fast = step(std::move(fast));
+    node.skipped = std::move(skipped);
+  }
+
+  WeightId weight(const std::string& name) const { return weights_.find(name); }
+  WeightId optional_weight(const std::string& name) const { return weights_.has(name) ? weights_.find(name) : -1; }
+
+  std::vector<Axis> stream() const { return {kBatch, kPos, {"d_model", config_.d_model}}; }
+  std::vector<Axis> heads(int64_t count, const char* word, int64_t width, const char* of) const {
+    return {kBatch, kPos, {word, count}, {of, width}};
+  }
+  std::vector<Axis> queries(const char* of, int64_t width) const { return heads(config_.n_heads, "head", width, of); }
+  std::vector<Axis> keys(const char* of, int64_t width) const {
+    return heads(config_.n_kv_heads, "kv_head", width, of);
+  }
+
+  void inputs() {
+    const auto input = [&](const char* name, std::vector<Axis> axes) {
+      const NodeId id = add(name, std::move(axes), {});
+      graph_->nodes_.back().is_input = true;
+      return id;
+    };
+    graph_->tokens_ = input("hook_tokens", {kBatch, kPos});
+    graph_->positions_ = input("positions", {kBatch, kPos});
+    graph_->attention_mask_ = input("attention_mask", {kBatch, kKeyPos});
+  }
+
+  NodeId embedding() {
+    const WeightId table = weight("embed.weight");
+    const NodeId embed = add("hook_embed", stream(), {"embed", {{graph_->tokens_}}, steps::embed(table), {table}});
+    if (config_.positions == PositionEmbedding::kLearned) {
+      const WeightId places = weight("pos_embed.weight");
+      const NodeId pos =
+          add("hook_pos_embed", stream(), {"embed", {{graph_->positions_}}, steps::embed(places), {places}});
+      sum_of_embeddings_ = {{embed}, {pos}};
+    } else {
+      sum_of_embeddings_ = {{embed}};
+      graph_->rope_ = config_.rope;
+      const std::vector<Axis> axes = {kBatch, kPos, {"d_rotary", config_.rope.dims}};
+      const auto table_of = [&](const char* name, bool sine) {
+        return add(name, axes,
+                   {sine ? "sine" : "cosine",
+                    {{graph_->positions_}},
+                    steps::rotary_table(config_.rope, sine, weights_.dtype())});
+      };
+      cos_ = graph_->rotary_ = table_of("rotary.hook_cos", false);
+      sin_ = table_of("rotary.hook_sin", true);
+    }
+    return -1;
+  }
+
+  struct NormNodes {
+    NodeId scale, normalized, out;
+  };
+
+  NormNodes norm(const std::string& name, NodeId input) {
+    const WeightId w = weight(name + ".weight"), b = optional_weight(name + ".bias");
+    NormNodes nodes;
+    nodes.scale = add(name + ".hook_scale", {kBatch, kPos, {"1", 1}},
+                      {"norm_scale", {{input}}, steps::norm_scale(config_.norm, config_.norm_eps)});
+    nodes.normalized = add(name + ".hook_normalized", stream(),
+                           {"norm_divide", {{input}, {nodes.scale}}, steps::norm_divide(config_.norm)});
+    shortcut(nodes.normalized, {nodes.scale}, {"norm", {{input}}, steps::norm_whole(config_.norm, config_.norm_eps)});
+    nodes.out =
+        add(name + ".hook_out", stream(), {"norm_apply", {{nodes.normalized}}, steps::norm_apply(w, b), {w, b}});
+    shortcut(nodes.out, {nodes.scale, nodes.normalized},
+             {"norm", {{input}}, steps::norm_fused(config_.norm, config_.norm_eps, w, b), {w, b}});
+    return nodes;
+  }
+
+  // q, k or v: from the shared norm, or from each head's own input where one of these is edited.
+  NodeId projection(const std::string& block, const char* part, std::vector<NodeId> own_inputs, NodeId shared,
+                    bool is_query) {
+    const std::string name = block + "attn." + part;
+    const WeightId w = weight(name + ".weight"), b = optional_weight(name + ".bias");
+    const WeightId norm_w = weight(block + "ln1.weight"), norm_b = optional_weight(block + "ln1.bias");
+    const int64_t count = is_query ? config_.n_heads : config_.n_kv_heads;
+    const steps::HeadInput by_head{config_.norm, config_.norm_eps, norm_w, norm_b, w, b, count};
+    const NodeId id =
+        add(block + "attn.hook_" + part, is_query ? queries("d_head", config_.d_head) : keys("d_head", config_.d_head),
+            {"norm_linear_by_head", {{own_inputs.front()}}, steps::linear_by_head(by_head), {norm_w, norm_b, w, b}});
+    shortcut(id, std::move(own_inputs), {"linear", {{shared}}, steps::linear(w, b, count), {w, b}});
+    return id;
+  }
+
+  NodeId rotated(const std::string& name, NodeId x, std::vector<Axis> axes) {
+    return add(name, std::move(axes), {"rotate", {{x}, {cos_}, {sin_}}, steps::rotate(config_.rope.dims)});
+  }
+
+  NodeId attention(const std::string& block, int64_t layer, NodeId resid_pre) {
+    const std::string attn = block + "attn.";
+    std::vector<NodeId> shared_input;
+    if (!config_.grouped_query())
+      shared_input = {add(block + "hook_attn_in", queries("d_model", config_.d_model),
+                          {"repeat_heads", {{resid_pre}}, steps::repeat_heads(config_.n_heads)})};
+    const auto own_input = [&](const char* part, bool is_query) {
+      const std::string name = block + "hook_" + part + "_input";
+      std::vector<Axis> axes = is_query ? queries("d_model", config_.d_model) : keys("d_model", config_.d_model);
+      std::vector<NodeId> inputs = shared_input;
+      const NodeId id = shared_input.empty()
+                            ? add(name, axes,
+                                  {"repeat_heads",
+                                   {{resid_pre}},
+                                   steps::repeat_heads(is_query ? config_.n_heads : config_.n_kv_heads)})
+                            : add(name, axes, {"identity", {{shared_input[0]}}, steps::identity()});
+      inputs.insert(inputs.begin(), id);
+      return inputs;
+    };
+    const auto q_input = own_input("q", true), k_input = own_input("k", false), v_input = own_input("v", false);
+    const NodeId ln1 = norm(block + "ln1", resid_pre).out;
+    NodeId q = projection(block, "q", q_input, ln1, true);
+    NodeId k = projection(block, "k", k_input, ln1, false);
+    const NodeId v = projection(block, "v", v_input, ln1, false);
+    if (cos_ >= 0) {
+      q = rotated(attn + "hook_rot_q", q, queries("d_head", config_.d_head));
+      k = rotated(attn + "hook_rot_k", k, keys("d_head", config_.d_head));
+    }
+    const LayerConfig& options = config_.layers[static_cast<size_t>(layer)];
+    const bool upcast = config_.upcast_attention;
+    const steps::Attention how{config_.n_heads, config_.n_kv_heads, options.attention_scale, options.window, upcast};
+    const std::vector<Axis> square = {kBatch, {"head", config_.n_heads}, kQueryPos, kKeyPos};
+    const StepInput mask{graph_->attention_mask_, kUpTo, true};
+    const NodeId scores =
+        add(attn + "hook_attn_scores", square, {"scores", {{q}, {k, kUpTo}, mask}, steps::scores(how), {}, false});
+    const NodeId pattern =
+        add(attn + "hook_pattern", square, {"softmax", {{scores}}, steps::pattern(weights_.dtype()), {}, false});
+    graph_->nodes_[static_cast<size_t>(scores)].absent = -std::numeric_limits<float>::infinity();
+    const NodeId z = add(attn + "hook_z", queries("d_head", config_.d_head),
+                         {"mix_values", {{pattern}, {v, kUpTo}}, steps::mix_values(how), {}, false});
+    for (NodeId id : {scores, pattern}) graph_->nodes_[static_cast<size_t>(id)].mixed_by = z;
+    if (weights_.dtype() == at::kFloat || weights_.dtype() == at::kDouble)
+      shortcut(z, {scores, pattern},
+               {"attention", {{q}, {k, kUpTo}, {v, kUpTo}, mask}, steps::fused_attention(how), {}, false});
+    const WeightId w = weight(attn + "o.weight"), b = optional_weight(attn + "o.bias");
+    const NodeId result = add(attn + "hook_result", queries("d_model", config_.d_model),
+                              {"head_results", {{z}}, steps::head_results(w), {w}});
+    const NodeId out = add(block + "hook_attn_out", stream(), {"sum_heads", {{result}}, steps::sum_heads(b), {b}});
+    shortcut(out, {result}, {"linear", {{z}}, steps::merge_heads(w, b), {w, b}});
+    return out;
+  }
+
+  NodeId mlp(const std::string& block, NodeId residual) {
+    const std::string mlp = block + "mlp.";
+    const NodeId input = add(block + "hook_mlp_in", stream(), {"identity", {{residual}}, steps::identity()});
+    const NodeId normed = norm(block + "ln2", input).out;
+    const std::vector<Axis> wide = {kBatch, kPos, {"d_mlp", config_.d_mlp}};
+    const auto projected = [&](const char* hook, const char* part) {
+      const WeightId w = weight(mlp + part + ".weight"), b = optional_weight(mlp + part + ".bias");
+      return add(mlp + hook, wide, {"linear", {{normed}}, steps::linear(w, b), {w, b}});
+    };
+    const NodeId pre = projected("hook_pre", config_.gated_mlp ? "gate" : "in");
+    const std::string op = name_of(config_.activation);
+    NodeId post;
+    if (config_.gated_mlp) {
+      const NodeId pre_linear = projected("hook_pre_linear", "in");
+      post = add(mlp + "hook_post", wide, {op + "_times", {{pre}, {pre_linear}}, steps::gate(config_.activation)});
+    } else {
+      post = add(mlp + "hook_post", wide, {op, {{pre}}, steps::activate(config_.activation)});
+    }
+    const WeightId w = weight(mlp + "out.weight"), b = optional_weight(mlp + "out.bias");
+    return add(block + "hook_mlp_out", stream(), {"linear", {{post}}, steps::linear(w, b), {w, b}});
+  }
+
+  NodeId block(int64_t layer, NodeId previous) {
+    const std::string name = str("blocks.", layer, ".");
+    StepSpec start = previous >= 0                   ? StepSpec{"identity", {{previous}}, steps::identity()}
+                     : sum_of_embeddings_.size() > 1 ? StepSpec{"sum", sum_of_embeddings_, steps::sum()}
+                                                     : StepSpec{"identity", sum_of_embeddings_, steps::identity()};
+    const NodeId resid_pre = add(name + "hook_resid_pre", stream(), std::move(start));
+    const NodeId attn_out = attention(name, layer, resid_pre);
+    const NodeId resid_mid = add(name + "hook_resid_mid", stream(), {"sum", {{resid_pre}, {attn_out}}, steps::sum()});
+    const NodeId mlp_out = mlp(name, resid_mid);
+    return add(name + "hook_resid_post", stream(), {"sum", {{resid_mid}, {mlp_out}}, steps::sum()});
+  }
+
+  void head(NodeId residual) {
+    const NodeId normed = norm("ln_final", residual).out;
+    const NodeId in = add("unembed.hook_in", stream(), {"identity", {{normed}}, steps::identity()});
+    const WeightId w = weight("unembed.weight"), b = optional_weight("unembed.bias");
+    const std::vector<Axis> vocabulary = {kBatch, kPos, {"d_vocab", config_.d_vocab}};
+    const NodeId out = add("unembed.hook_out", vocabulary, {"linear", {{in}}, steps::linear(w, b), {w, b}});
+    add("logits", vocabulary, {"identity", {{out}}, steps::identity()});
+  }
+
+  const ModelConfig& config_;
+  const Weights& weights_;
+  std::shared_ptr<Graph> graph_;
+  std::vector<StepInput> sum_of_embeddings_;
+  NodeId cos_ = -1, sin_ = -1;
+};
+
+std::shared_ptr<const Graph> Graph::build(const ModelConfig& config, const Weights& weights) {
+  return GraphBuilder(config, weights).build();
+}
+
+}  // namespace glassformer

@@ -1,0 +1,97 @@
+#include "glassformer/graph/graph.h"
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+
+#include "glassformer/base/errors.h"
+
+namespace glassformer {
+namespace {
+
+// "resid_pre3" -> ("resid_pre", 3), "z-1" -> ("z", -1), "scale4ln1" -> ("ln1.hook_scale", 4).
+struct ShortName {
+  std::string name;
+  int64_t layer = 0;
+};
+
+std::optional<ShortName> parse_short(std::string_view text) {
+  const size_t digits = text.find_first_of("0123456789");
+  if (digits == std::string_view::npos || digits == 0) return std::nullopt;
+  const size_t start = text[digits - 1] == '-' ? digits - 1 : digits;
+  ShortName parsed{std::string(text.substr(0, start)), 0};
+  const auto [end, error] = std::from_chars(text.data() + start, text.data() + text.size(), parsed.layer);
+  if (error != std::errc() || parsed.name.empty()) return std::nullopt;
+  const std::string_view part(end, static_cast<size_t>(text.data() + text.size() - end));
+  if (!part.empty()) parsed.name = std::string(part) + ".hook_" + parsed.name;
+  return parsed;
+}
+
+}  // namespace
+
+int axis_named(const Node& node, std::string_view word) {
+  for (size_t axis = 0; axis < node.axes.size(); ++axis)
+    if (node.axes[axis].word == word) return static_cast<int>(axis);
+  throw InputError(str(node.name, " has no axis '", word, "'; its axes are: ", shape_words(node)));
+}
+
+std::string shape_words(const Node& node) {
+  std::string words;
+  for (const Axis& axis : node.axes) words += (words.empty() ? "" : " ") + axis.word;
+  return words;
+}
+
+std::string shape_text(at::IntArrayRef shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+std::string Graph::resolve(std::string_view name) const {
+  if (ids_.contains(name)) return std::string(name);
+  const auto with_hook = [&](const std::string& whole) -> std::string {
+    if (ids_.contains(whole)) return whole;
+    const size_t dot = whole.rfind('.');
+    const std::string hooked =
+        dot == std::string::npos ? "hook_" + whole : whole.substr(0, dot + 1) + "hook_" + whole.substr(dot + 1);
+    return ids_.contains(hooked) ? hooked : "";
+  };
+  if (std::string found = with_hook(std::string(name)); !found.empty()) return found;
+  const std::optional<ShortName> parsed = parse_short(name);
+  if (!parsed) return "";
+  const int64_t layer = parsed->layer < 0 ? parsed->layer + n_layers_ : parsed->layer;
+  const std::string block = "blocks." + std::to_string(layer) + ".";
+  for (const char* part : {"", "attn.", "mlp."})
+    if (std::string found = with_hook(block + part + parsed->name); !found.empty()) return found;
+  return "";
+}
+
+bool Graph::has(std::string_view name) const { return !resolve(name).empty(); }
+
+NodeId Graph::find(std::string_view name) const {
+  const std::string found = resolve(name);
+  if (!found.empty()) return ids_.find(found)->second;
+  std::vector<std::string> names;
+  for (const Node& node : nodes_) names.push_back(node.name);
+  throw NameError(str("no node is called '", name, "'", did_you_mean(name, names)));
+}
+
+void Graph::finish() {
+  const size_t count = nodes_.size();
+  reach_.assign(count, std::vector<bool>(count, false));
+  for (size_t to = 0; to < count; ++to) {
+    const auto absorb = [&](const Step& step) {
+      for (const StepInput& input : step.inputs) {
+        const auto from = static_cast<size_t>(input.node);
+        reach_[to][from] = true;
+        for (size_t i = 0; i < from; ++i)
+          if (reach_[from][i]) reach_[to][i] = true;
+        if (input.reach == Reach::kUpToRow) nodes_[from].attended = true;
+      }
+    };
+    absorb(nodes_[to].open);
+    absorb(nodes_[to].fast);
+  }
+}
+
+}  // namespace glassformer

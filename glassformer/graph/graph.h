@@ -1,0 +1,56 @@
+#pragma once
+// The graph of a model: its nodes in computing order, and which reaches which. Built once from the config.
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "glassformer/graph/node.h"
+
+namespace glassformer {
+
+class Graph {
+ public:
+  /// The graph of the universal decoder block with this config's switches.
+  static std::shared_ptr<const Graph> build(const ModelConfig& config, const Weights& weights);
+
+  const std::vector<Node>& nodes() const { return nodes_; }
+  const Node& node(NodeId id) const { return nodes_[static_cast<size_t>(id)]; }
+  /// The node with this name: whole ("blocks.3.attn.hook_z"), without "hook_" ("blocks.3.attn.z"), or short with its
+  /// layer
+  /// ("z3", "resid_pre3"; negative layers count from the end: "resid_pre-1"). `NameError` with the nearest names.
+  NodeId find(std::string_view name) const;
+  bool has(std::string_view name) const;
+  /// Whether an edit of `from` can change `to` (a node does not reach itself).
+  bool reaches(NodeId from, NodeId to) const { return reach_[static_cast<size_t>(to)][static_cast<size_t>(from)]; }
+  /// The node of mixed values (hook_z) that scores or a pattern weight; -1 for every other node.
+  NodeId mixed_by(NodeId weighting) const { return node(weighting).mixed_by; }
+  /// How many tokens the model takes at most.
+  int64_t n_ctx() const { return n_ctx_; }
+  int64_t n_layers() const { return n_layers_; }
+  const Rope* rope() const { return rope_ ? &*rope_ : nullptr; }
+
+  NodeId tokens() const { return tokens_; }
+  NodeId positions() const { return positions_; }
+  NodeId attention_mask() const { return attention_mask_; }
+  NodeId rotary() const { return rotary_; }  // The first node that depends on the length; -1 without rotary positions.
+  NodeId logits() const { return static_cast<NodeId>(nodes_.size()) - 1; }
+
+ private:
+  friend class GraphBuilder;
+  Graph() = default;
+  void finish();
+  std::string resolve(std::string_view name) const;
+
+  std::vector<Node> nodes_;
+  std::map<std::string, NodeId, std::less<>> ids_;
+  std::vector<std::vector<bool>> reach_;
+  NodeId tokens_ = -1, positions_ = -1, attention_mask_ = -1, rotary_ = -1;
+  int64_t n_ctx_ = 0, n_layers_ = 0;
+  std::optional<Rope> rope_;
+};
+
+}  // namespace glassformer

@@ -1,0 +1,80 @@
+#include "glassformer/graph/model.h"
+
+#include <filesystem>
+
+#include "glassformer/base/errors.h"
+#include "glassformer/io/model_files.h"
+#include "glassformer/text/tokenizer.h"
+
+namespace glassformer {
+namespace {
+
+void check_dtype(at::ScalarType dtype) {
+  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf && dtype != at::kBFloat16)
+    throw UnsupportedError(
+        str("dtype ", dtype_name(dtype), " is not supported; supported: float32, float64, bfloat16, float16"));
+}
+
+std::shared_ptr<const Tokenizer> read_tokenizer(const ModelFiles& files) {
+  if (files.gguf)
+    return files.gguf->metadata.contains("tokenizer.ggml.model") ? Tokenizer::from_gguf(*files.gguf) : nullptr;
+  if (files.tokenizer_json.empty()) return nullptr;
+  return Tokenizer::from_json(files.tokenizer_json, files.path + "/tokenizer.json", files.tokenizer_config_json);
+}
+
+}  // namespace
+
+const char* dtype_name(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return "float32";
+    case at::kDouble:
+      return "float64";
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kHalf:
+      return "float16";
+    default:
+      return c10::toString(dtype);
+  }
+}
+
+std::shared_ptr<const Model> Model::load(const std::string& name_or_path, const LoadOptions& options) {
+  check_dtype(options.dtype);
+  const ModelFiles files = open_model(name_or_path);
+  const DescribedModel described = describe(files);
+  std::shared_ptr<Model> model(new Model());
+  model->name_ = std::filesystem::path(files.path).filename().string();
+  model->config_ = described.config;
+  model->weights_ = Weights::from_files(files, described, options.dtype, options.device);
+  model->graph_ = Graph::build(described.config, *model->weights_);
+  model->tokenizer_ = read_tokenizer(files);
+  model->eos_ids_ = end_tokens(files);
+  if (model->eos_ids_.empty() && model->tokenizer_ && model->tokenizer_->eos_id())
+    model->eos_ids_ = {*model->tokenizer_->eos_id()};
+  return model;
+}
+
+std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
+                                                 const std::map<std::string, at::Tensor>& tensors,
+                                                 std::shared_ptr<const Tokenizer> tokenizer,
+                                                 const LoadOptions& options) {
+  check_dtype(options.dtype);
+  const DescribedModel described = describe(config_json, "config");
+  std::shared_ptr<Model> model(new Model());
+  model->name_ = described.config.architecture;
+  model->config_ = described.config;
+  model->weights_ = Weights::from_tensors(tensors, described, options.dtype, options.device);
+  model->graph_ = Graph::build(described.config, *model->weights_);
+  model->tokenizer_ = std::move(tokenizer);
+  model->eos_ids_ = end_tokens(config_json);
+  return model;
+}
+
+const Tokenizer& Model::tokenizer() const {
+  if (!tokenizer_)
+    throw InputError(str("model '", name_, "' came without a tokenizer; give token ids instead of text"));
+  return *tokenizer_;
+}
+
+}  // namespace glassformer

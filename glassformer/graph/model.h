@@ -1,0 +1,56 @@
+#pragma once
+// A model ready to be traced: config, graph, weights and tokenizer. Immutable; any number of threads may trace it.
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "glassformer/graph/graph.h"
+
+namespace glassformer {
+
+class Tokenizer;
+
+struct LoadOptions {
+  at::ScalarType dtype =
+      at::kFloat;  // float32, float64, bfloat16 or float16: what weights are turned into and used in.
+  at::Device device = at::kCPU;
+};
+
+/// "float32", "bfloat16", …
+const char* dtype_name(at::ScalarType dtype);
+
+class Model {
+ public:
+  /// Opens a model folder, a GGUF file, or the name of a model in the local Hugging Face cache. Weights are mapped, and
+  /// read when a step first needs them. Raises `FileError`, `UnsupportedError`.
+  static std::shared_ptr<const Model> load(const std::string& name_or_path, const LoadOptions& options = {});
+  /// A model from config.json's text and tensors that someone else holds, by the names of the architecture's files.
+  static std::shared_ptr<const Model> from_tensors(const std::string& config_json,
+                                                   const std::map<std::string, at::Tensor>& tensors,
+                                                   std::shared_ptr<const Tokenizer> tokenizer = nullptr,
+                                                   const LoadOptions& options = {});
+
+  const std::string& name() const { return name_; }  // The file's or folder's own name.
+  const ModelConfig& config() const { return config_; }
+  const Graph& graph() const { return *graph_; }
+  const Weights& weights() const { return *weights_; }
+  /// The tokenizer; `InputError` where the model came without one.
+  const Tokenizer& tokenizer() const;
+  std::shared_ptr<const Tokenizer> tokenizer_or_null() const { return tokenizer_; }
+  /// Tokens that end a generated text.
+  const std::vector<int64_t>& eos_ids() const { return eos_ids_; }
+
+ private:
+  Model() = default;
+
+  std::string name_;
+  ModelConfig config_;
+  std::shared_ptr<const Weights> weights_;
+  std::shared_ptr<const Graph> graph_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::vector<int64_t> eos_ids_;
+};
+
+}  // namespace glassformer

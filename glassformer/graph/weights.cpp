@@ -1,0 +1,210 @@
+#include "glassformer/graph/weights.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <mutex>
+#include <set>
+
+#include "glassformer/base/errors.h"
+#include "glassformer/graph/node.h"
+#include "glassformer/io/model_files.h"
+#include "glassformer/io/quantised.h"
+
+namespace glassformer {
+
+struct Weights::Slot {
+  std::function<at::Tensor()> load;  // Set once before use, dropped after loading.
+  WeightId same_as = -1;             // The weight that this one is another name of.
+  std::once_flag once;
+  at::Tensor value;
+};
+
+namespace {
+
+at::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return at::kDouble;
+    case DType::kFloat32:
+      return at::kFloat;
+    case DType::kFloat16:
+      return at::kHalf;
+    case DType::kBFloat16:
+      return at::kBFloat16;
+    default:
+      return at::ScalarType::Undefined;
+  }
+}
+
+// The tensor where it lies in the map, or a copy where dtype or alignment ask for one.
+at::Tensor to_tensor(const StoredTensor& stored) {
+  if (is_quantised(stored.dtype)) {
+    at::Tensor values = at::empty(stored.shape, at::kFloat);
+    dequantise(stored.dtype, stored.data, stored.count(), values.mutable_data_ptr<float>());
+    return values;
+  }
+  const at::ScalarType type = scalar_type(stored.dtype);
+  if (type == at::ScalarType::Undefined)
+    throw UnsupportedError(str(stored.file->path(), ": weight '", stored.name, "' is of type ",
+                               layout(stored.dtype).name, "; expected a floating-point or quantised one"));
+  const auto element = static_cast<uintptr_t>(layout(stored.dtype).block_bytes);
+  if (reinterpret_cast<uintptr_t>(stored.data) % element != 0) {
+    at::Tensor copy = at::empty(stored.shape, type);
+    std::copy_n(stored.data, stored.bytes, static_cast<std::byte*>(copy.mutable_data_ptr()));
+    return copy;
+  }
+  return at::from_blob(
+      stored.data, stored.shape, [file = stored.file](void*) {}, at::TensorOptions(type));
+}
+
+at::Tensor arrange(const at::Tensor& tensor, const WeightSource& source, const WeightSpec& spec, int64_t d_head) {
+  at::Tensor rows = source.layout == Layout::kColumns ? tensor.t() : tensor;
+  rows = rows.narrow(0, source.first_row, spec.shape[0]);
+  if (source.layout != Layout::kRotaryPairs) return rows;
+  const int64_t columns = rows.size(1);
+  return rows.reshape({-1, d_head / 2, 2, columns}).transpose(1, 2).reshape({-1, columns});
+}
+
+std::vector<int64_t> stored_shape(const WeightSource& source, const WeightSpec& spec) {
+  std::vector<int64_t> shape = spec.shape;
+  shape[0] = source.tensor_rows;
+  if (source.layout == Layout::kColumns) std::swap(shape[0], shape[1]);
+  return shape;
+}
+
+// Buffers that checkpoints carry and that are no weights: causal masks, rotary frequencies.
+bool is_buffer(const std::string& name) {
+  for (const char* ending : {".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"})
+    if (name.ends_with(ending)) return true;
+  return false;
+}
+
+struct Place {
+  WeightSource source;
+  std::string name;  // As in the file, with or without the architecture's prefix; empty where it is missing.
+};
+
+template <typename Exists>
+Place place_of(const WeightSpec& spec, const std::vector<WeightRule>& rules, const std::vector<WeightSpec>& specs,
+               const std::string& prefix, const Exists& exists) {
+  Place place{find_source(rules, specs, spec), ""};
+  if (place.source.tensor.empty()) return place;
+  for (const std::string& candidate : {prefix + place.source.tensor, place.source.tensor})
+    if (exists(candidate)) {
+      place.name = candidate;
+      break;
+    }
+  return place;
+}
+
+bool may_be_tied(const WeightSpec& spec, const ModelConfig& config) {
+  return spec.name == "unembed.weight" && config.tied_unembed;
+}
+
+}  // namespace
+
+Weights::Weights(std::vector<WeightSpec> specs, at::ScalarType dtype, at::Device device)
+    : specs_(std::move(specs)), dtype_(dtype), device_(device) {
+  for (const WeightSpec& spec : specs_) {
+    ids_.emplace(spec.name, static_cast<WeightId>(slots_.size()));
+    slots_.push_back(std::make_unique<Slot>());
+  }
+}
+
+Weights::~Weights() = default;
+
+void Weights::alias_tied(const ModelConfig& config) {
+  if (config.tied_unembed) slots_[find("unembed.weight")]->same_as = find("embed.weight");
+}
+
+std::shared_ptr<Weights> Weights::from_files(const ModelFiles& files, const DescribedModel& model, at::ScalarType dtype,
+                                             at::Device device) {
+  std::shared_ptr<Weights> weights(new Weights(weight_specs(model.config), dtype, device));
+  weights->alias_tied(model.config);
+  const auto& rules = files.gguf ? model.architecture->gguf_weights : model.architecture->weights;
+  const std::string prefix = files.gguf ? "" : model.architecture->prefix;
+  const auto exists = [&](const std::string& name) { return files.tensors.contains(name); };
+  std::set<std::string> used;
+  for (const WeightSpec& spec : weights->specs_) {
+    const Place place = place_of(spec, rules, weights->specs_, prefix, exists);
+    if (!place.name.empty()) used.insert(place.name);
+    if (may_be_tied(spec, model.config)) continue;
+    if (place.name.empty())
+      throw FileError(files.path, str("has no tensor '", prefix, place.source.tensor, "' (", spec.name,
+                                      ") that its config asks for"));
+    const StoredTensor& stored = files.tensors.find(place.name)->second;
+    const std::vector<int64_t> expected = stored_shape(place.source, spec);
+    if (stored.shape != expected)
+      throw FileError(stored.file->path(), str("tensor '", place.name, "' has shape ", shape_text(stored.shape),
+                                               "; expected ", shape_text(expected)));
+    weights->slots_[weights->find(spec.name)]->load = [stored, source = place.source, spec, dtype, device,
+                                                       d_head = model.config.d_head] {
+      return arrange(to_tensor(stored), source, spec, d_head).to(at::TensorOptions(device).dtype(dtype));
+    };
+  }
+  for (const auto& [name, stored] : files.tensors)
+    if (!used.contains(name) && !is_buffer(name))
+      throw UnsupportedError(str(stored.file->path(), ": tensor '", name, "' has no place in architecture '",
+                                 model.config.architecture, "' with this config"));
+  return weights;
+}
+
+std::shared_ptr<Weights> Weights::from_tensors(const std::map<std::string, at::Tensor>& tensors,
+                                               const DescribedModel& model, at::ScalarType dtype, at::Device device) {
+  std::shared_ptr<Weights> weights(new Weights(weight_specs(model.config), dtype, device));
+  weights->alias_tied(model.config);
+  const auto exists = [&](const std::string& name) { return tensors.contains(name); };
+  for (const WeightSpec& spec : weights->specs_) {
+    if (may_be_tied(spec, model.config)) continue;
+    const Place place =
+        place_of(spec, model.architecture->weights, weights->specs_, model.architecture->prefix, exists);
+    if (place.name.empty())
+      throw NameError(
+          str("the model has no tensor '", model.architecture->prefix, place.source.tensor, "' (", spec.name, ")"));
+    const at::Tensor& tensor = tensors.at(place.name);
+    const std::vector<int64_t> expected = stored_shape(place.source, spec);
+    if (tensor.sizes() != at::IntArrayRef(expected))
+      throw ShapeError(
+          str("tensor '", place.name, "' has shape ", shape_text(tensor.sizes()), "; expected ", shape_text(expected)));
+    weights->slots_[weights->find(spec.name)]->load = [tensor, source = place.source, spec, dtype, device,
+                                                       d_head = model.config.d_head] {
+      return arrange(tensor, source, spec, d_head).to(at::TensorOptions(device).dtype(dtype));
+    };
+  }
+  return weights;
+}
+
+const at::Tensor& Weights::get(WeightId id) const {
+  Slot& slot = *slots_[static_cast<size_t>(id)];
+  if (slot.same_as >= 0) return get(slot.same_as);
+  std::call_once(slot.once, [&slot] {
+    slot.value = slot.load();
+    slot.load = nullptr;
+  });
+  return slot.value;
+}
+
+WeightId Weights::find(const std::string& name) const {
+  const auto found = ids_.find(name);
+  if (found != ids_.end()) return found->second;
+  std::vector<std::string> names;
+  for (const WeightSpec& spec : specs_) names.push_back(spec.name);
+  throw NameError(str("no weight is called '", name, "'", did_you_mean(name, names)));
+}
+
+bool Weights::has(const std::string& name) const { return ids_.contains(name); }
+
+int64_t Weights::count() const {
+  int64_t total = 0;
+  for (size_t id = 0; id < specs_.size(); ++id) {
+    if (slots_[id]->same_as >= 0) continue;
+    int64_t product = 1;
+    for (int64_t size : specs_[id].shape) product *= size;
+    total += product;
+  }
+  return total;
+}
+
+}  // namespace glassformer

@@ -1,0 +1,59 @@
+#pragma once
+// The weights of a model as tensors: loaded when a step first needs them, in place in the mapped file where that can
+// be.
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "glassformer/arch/architecture.h"
+
+namespace glassformer {
+
+struct ModelFiles;
+using WeightId = int32_t;
+
+class Weights {
+ public:
+  /// Gives the tensor with a file's name, or an undefined one where there is none.
+  using Lookup = std::function<at::Tensor(const std::string& name)>;
+
+  /// Weights that lie in files. `FileError` where one is missing or has the wrong shape, or a tensor has no place here.
+  static std::shared_ptr<Weights> from_files(const ModelFiles& files, const DescribedModel& model, at::ScalarType dtype,
+                                             at::Device device);
+  /// Weights that someone else holds (a live transformers model): used in place where dtype and device agree.
+  static std::shared_ptr<Weights> from_tensors(const std::map<std::string, at::Tensor>& tensors,
+                                               const DescribedModel& model, at::ScalarType dtype, at::Device device);
+  ~Weights();
+
+  /// The weight as steps use it: outputs first, in the model's dtype and on its device. Loads it at the first call; any
+  /// number of threads may ask.
+  const at::Tensor& get(WeightId id) const;
+  const at::Tensor& get(const std::string& name) const { return get(find(name)); }
+  /// `NameError` with the nearest names.
+  WeightId find(const std::string& name) const;
+  bool has(const std::string& name) const;
+
+  const std::vector<WeightSpec>& specs() const { return specs_; }
+  at::ScalarType dtype() const { return dtype_; }
+  at::Device device() const { return device_; }
+  /// Parameters, each counted once where a tensor serves twice.
+  int64_t count() const;
+
+ private:
+  struct Slot;
+  Weights(std::vector<WeightSpec> specs, at::ScalarType dtype, at::Device device);
+  void alias_tied(const ModelConfig& config);
+
+  std::vector<WeightSpec> specs_;
+  std::map<std::string, WeightId, std::less<>> ids_;
+  std::vector<std::unique_ptr<Slot>> slots_;
+  at::ScalarType dtype_;
+  at::Device device_;
+};
+
+}  // namespace glassformer

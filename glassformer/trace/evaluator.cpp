@@ -1,0 +1,338 @@
+#include "glassformer/trace/evaluator.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+namespace glassformer {
+namespace {
+
+// Rows of one cell that this evaluation computes.
+struct Item {
+  Family* family;
+  Lineage* lineage;
+  Cell* cell;
+  RowSet rows;
+  const Step* step = nullptr;          // Null: the node's last own overlay is put onto what lies below it.
+  const Influence* overlay = nullptr;  // That overlay.
+  int64_t n_keys = 0;
+  int64_t uses_left = 0;  // By items of this evaluation that are still to run.
+  std::vector<Item*> sources;
+};
+
+at::Tensor with_keys(const at::Tensor& value, int64_t n_keys, float absent) {
+  const int64_t missing = n_keys - value.size(3);
+  if (missing == 0) return value;
+  return missing > 0 ? at::constant_pad_nd(value, {0, missing}, absent) : value.narrow(3, 0, n_keys);
+}
+
+at::Tensor joined(const std::vector<at::Tensor>& pieces, int64_t axis) {
+  return pieces.size() == 1 ? pieces.front() : at::cat(pieces, axis);
+}
+
+class Evaluation {
+ public:
+  Evaluation(const std::vector<Request>& requests, const EvaluateOptions& options)
+      : options_(options), graph_(requests.front().family->graph()), items_(graph_.nodes().size()) {
+    for (const Request& request : requests)
+      demand(request.family, request.lineage, request.node, request.rows, nullptr);
+    if (options.keep_requested)
+      for (const Request& request : requests) keep(request);
+  }
+
+  void run() {
+    for (auto node = static_cast<NodeId>(items_.size()) - 1; node >= 0; --node) plan(node);
+    for (NodeId node = 0; node < static_cast<NodeId>(items_.size()); ++node) compute(node);
+  }
+
+ private:
+  using Items = std::map<Cell*, Item>;
+
+  void keep(const Request& request) {
+    for_each_part(request, [](Lineage& lineage, const Node& node, const RowSet&) { lineage.cell(node).keep = true; });
+  }
+
+  template <typename Visit>
+  void for_each_part(const Request& request, const Visit& visit) {
+    const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
+    const Node& node = graph_.node(request.node);
+    for (size_t i = 0; i < spans.size(); ++i) {
+      const int64_t end = i + 1 < spans.size() ? spans[i + 1].begin : INT64_MAX;
+      const RowSet part = request.rows.within(spans[i].begin, end);
+      if (!part.empty()) visit(*spans[i].lineage, node, part);
+    }
+  }
+
+  void demand(Family* family, Lineage* lineage, NodeId node, const RowSet& rows, Item* user) {
+    for_each_part({family, lineage, node, rows}, [&](Lineage& owner, const Node& which, const RowSet& part) {
+      Cell& cell = owner.cell(which);
+      cell.last_use = family->evaluation;
+      const RowSet missing = part.without(cell.valid());
+      if (missing.empty()) return;
+      Item& item = items_[static_cast<size_t>(node)]
+                       .try_emplace(&cell, Item{family, &owner, &cell, {}, nullptr, nullptr, 0, 0, {}})
+                       .first->second;
+      item.rows = item.rows.united(missing);
+      if (user != nullptr) {
+        ++item.uses_left;
+        user->sources.push_back(&item);
+      } else {
+        ++item.uses_left;  // The caller's own use, which outlasts the evaluation.
+      }
+    });
+  }
+
+  // An overlay's item needs the same node's item without that overlay, so planning goes on until no new one appears.
+  void plan(NodeId id) {
+    Items& items = items_[static_cast<size_t>(id)];
+    std::map<Cell*, RowSet> planned;
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (auto& [cell, item] : items) {
+        const RowSet fresh = item.rows.without(planned[cell]);
+        if (fresh.empty()) continue;
+        planned[cell] = item.rows;
+        plan(item, fresh, graph_.node(id));
+        changed = true;
+      }
+    }
+  }
+
+  void plan(Item& item, const RowSet& rows, const Node& node) {
+    item.overlay = item.lineage->overlay_on(node.id);
+    if (item.overlay != nullptr) {
+      const Overlay& overlay = *item.overlay->edit->overlay;
+      const RowSet below = overlay.whole_rows() ? rows.without(overlay.rows()) : rows;
+      if (!below.empty()) demand(item.family, &beneath(item), node.id, below, &item);
+      return;
+    }
+    if (node.is_input) return;
+    const bool fast = node.fast.run && !item.lineage->edits_any(node.skipped);
+    item.step = fast ? &node.fast : &node.open;
+    item.n_keys = std::max(item.rows.end(), item.lineage->later_keys(graph_, node.id));
+    for (const StepInput& input : item.step->inputs) {
+      if (input.optional && is_default(item, input.node)) continue;
+      demand(item.family, item.lineage, input.node, input.reach == Reach::kSameRow ? rows : RowSet(0, item.n_keys),
+             &item);
+    }
+  }
+
+  static bool is_default(const Item& item, NodeId node) {
+    return !item.family->mask_given && item.lineage->overlay_on(node) == nullptr;
+  }
+
+  Lineage& beneath(const Item& item) {
+    std::vector<Influence> rest;
+    for (const Influence& influence : item.lineage->influences())
+      if (&influence != item.overlay) rest.push_back(influence);
+    return item.family->lineages.intern(std::move(rest));
+  }
+
+  void compute(NodeId id) {
+    Items& items = items_[static_cast<size_t>(id)];
+    if (items.empty()) return;
+    const Node& node = graph_.node(id);
+    std::vector<Item*> overlays;
+    std::map<std::tuple<const Step*, int64_t>, std::vector<Item*>> by_step;
+    for (auto& [cell, item] : items) {
+      if (item.family->poll) item.family->poll();
+      if (item.overlay != nullptr) {
+        overlays.push_back(&item);
+      } else if (node.is_input) {
+        finish(item, node, default_input(item, node));
+      } else {
+        by_step[{item.step, item.lineage->length_class()}].push_back(&item);
+      }
+    }
+    for (auto& [key, group] : by_step)
+      if (std::get<0>(key)->by_row) {
+        run_by_row(node, group);
+      } else {
+        run_whole(node, group);
+      }
+    const auto depth = [id](const Item* item) {
+      return std::count_if(item->lineage->influences().begin(), item->lineage->influences().end(),
+                           [id](const Influence& influence) { return influence.edit->node == id; });
+    };
+    std::sort(overlays.begin(), overlays.end(), [&](const Item* a, const Item* b) { return depth(a) < depth(b); });
+    for (Item* item : overlays) put_overlay(*item, node);
+  }
+
+  void put_overlay(Item& item, const Node& node) {
+    const Overlay& overlay = *item.overlay->edit->overlay;
+    const RowSet covered = item.rows.without(item.rows.without(overlay.rows()));
+    const RowSet untouched = item.rows.without(covered);
+    item.cell->keep = true;
+    Lineage& below = beneath(item);
+    if (!untouched.empty()) store(item, node, untouched, gather({item.family, &below, node.id, untouched}));
+    if (!covered.empty()) {
+      at::Tensor base;
+      if (!overlay.whole_rows()) base = gather({item.family, &below, node.id, covered});
+      store(item, node, covered, overlay.applied(base, covered));
+    }
+    release(item);
+  }
+
+  at::Tensor default_input(const Item& item, const Node& node) {
+    const at::Device device = item.family->model->weights().device();
+    const int64_t rows = item.rows.count();
+    if (node.id == graph_.attention_mask())
+      return at::ones({item.family->batch, rows}, at::TensorOptions(at::kBool).device(device));
+    return at::tensor(item.rows.rows(), at::TensorOptions(at::kLong))
+        .to(device)
+        .unsqueeze(0)
+        .expand({item.family->batch, rows});
+  }
+
+  at::Tensor input_of(const Item& item, const StepInput& input) {
+    if (input.optional && is_default(item, input.node)) return {};
+    const RowSet rows = input.reach == Reach::kSameRow ? item.rows : RowSet(0, item.n_keys);
+    const bool to_mixed = graph_.node(input.node).mixed_by >= 0 && item.step->inputs.size() > 1;
+    return gather({item.family, item.lineage, input.node, rows}, to_mixed ? item.n_keys : -1);
+  }
+
+  at::Tensor call(const Item& item, const std::vector<at::Tensor>& inputs) {
+    return item.step->run(
+        {inputs, item.family->model->weights(), item.rows, item.n_keys, item.lineage->length_class()});
+  }
+
+  void run_by_row(const Node& node, const std::vector<Item*>& group) {
+    std::vector<at::Tensor> inputs;
+    for (const StepInput& input : group.front()->step->inputs) {
+      std::vector<at::Tensor> pieces;
+      for (const Item* item : group) pieces.push_back(input_of(*item, input).flatten(0, 1));
+      inputs.push_back(joined(pieces, 0));
+    }
+    const at::Tensor output = call(*group.front(), inputs);
+    int64_t offset = 0;
+    for (Item* item : group) {
+      const int64_t batch = item->family->batch, rows = item->rows.count();
+      finish(*item, node, output.narrow(0, offset, batch * rows).unflatten(0, {batch, rows}));
+      offset += batch * rows;
+    }
+  }
+
+  void run_whole(const Node& node, const std::vector<Item*>& group) {
+    using Alike = std::pair<std::vector<int64_t>, int64_t>;
+    std::map<Alike, std::vector<Item*>> alike;
+    for (Item* item : group) {
+      std::vector<int64_t> shape = {item->family->mask_given};
+      for (const Interval& interval : item->rows.intervals()) shape.insert(shape.end(), {interval.begin, interval.end});
+      for (const StepInput& input : item->step->inputs)
+        shape.push_back(input.optional && is_default(*item, input.node));
+      alike[{shape, item->n_keys}].push_back(item);
+    }
+    for (auto& [shape, items] : alike) {
+      std::vector<at::Tensor> inputs;
+      for (const StepInput& input : items.front()->step->inputs) {
+        std::vector<at::Tensor> pieces;
+        for (const Item* item : items) pieces.push_back(input_of(*item, input));
+        inputs.push_back(pieces.front().defined() ? stacked(pieces, graph_.node(input.node)) : at::Tensor());
+      }
+      const at::Tensor output = call(*items.front(), inputs);
+      int64_t offset = 0;
+      for (Item* item : items) {
+        finish(*item, node, output.narrow(0, offset, item->family->batch));
+        offset += item->family->batch;
+      }
+    }
+  }
+
+  // Traces side by side; their weightings may know of different numbers of keys.
+  static at::Tensor stacked(std::vector<at::Tensor>& pieces, const Node& node) {
+    if (node.has_keys()) {
+      int64_t n_keys = 0;
+      for (const at::Tensor& piece : pieces) n_keys = std::max(n_keys, piece.size(3));
+      for (at::Tensor& piece : pieces) piece = with_keys(piece, n_keys, node.absent);
+    }
+    return joined(pieces, 0);
+  }
+
+  void finish(Item& item, const Node& node, const at::Tensor& value) {
+    if (!node.is_input)
+      item.family->rows_computed[static_cast<size_t>(node.id)] += item.family->batch * item.rows.count();
+    item.cell->keep = item.cell->keep || (item.family->keeps(node) && !may_drop(item));
+    store(item, node, item.rows, value);
+    release(item);
+  }
+
+  bool may_drop(const Item& item) const { return options_.lean && item.lineage != &item.family->lineages.root(); }
+
+  static void store(const Item& item, const Node& node, const RowSet& rows, const at::Tensor& value) {
+    item.cell->insert(rows, value, node.attended);
+    if (!item.cell->keep) item.family->held_bytes += value.numel() * static_cast<int64_t>(value.element_size());
+  }
+
+  // After an item has run, what only it still needed may go.
+  void release(Item& item) {
+    for (Item* source : item.sources) {
+      if (--source->uses_left > 0 || source->cell->keep) continue;
+      const bool over_budget = source->family->held_bytes > source->family->keep.budget_bytes;
+      const bool wanted = source->family->keep.what == Keep::What::kAll;
+      if (wanted || !(may_drop(*source) || over_budget || source->family->keep.what == Keep::What::kNeeded)) continue;
+      source->family->held_bytes -= source->cell->bytes();
+      source->cell->clear();
+    }
+  }
+
+  EvaluateOptions options_;
+  const Graph& graph_;
+  std::vector<Items> items_;
+};
+
+}  // namespace
+
+void evaluate(const std::vector<Request>& requests, const EvaluateOptions& options) {
+  if (requests.empty()) return;
+  for (const Request& request : requests) ++request.family->evaluation;
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Evaluation(requests, options).run();
+  for (const Request& request : requests) request.family->trim();
+}
+
+at::Tensor gather(const Request& request, int64_t n_keys) {
+  const Node& node = request.family->graph().node(request.node);
+  const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
+  std::vector<at::Tensor> pieces;
+  for (const Interval& interval : request.rows.intervals())
+    for (size_t i = 0; i < spans.size(); ++i) {
+      const int64_t end = i + 1 < spans.size() ? spans[i + 1].begin : INT64_MAX;
+      const Interval part{std::max(interval.begin, spans[i].begin), std::min(interval.end, end)};
+      if (part.begin < part.end) spans[i].lineage->cell(node).collect(part, pieces);
+    }
+  if (node.has_keys()) {
+    if (n_keys < 0)
+      for (const at::Tensor& piece : pieces) n_keys = std::max(n_keys, piece.size(3));
+    for (at::Tensor& piece : pieces) piece = with_keys(piece, n_keys, node.absent);
+  }
+  return joined(pieces, node.row_axis);
+}
+
+int64_t first_difference(const at::Tensor& value, const at::Tensor& other, const RowSet& rows, int row_axis) {
+  const auto bits = [](const at::Tensor& tensor) {
+    switch (tensor.element_size()) {
+      case 1:
+        return tensor.contiguous().view(at::kByte);
+      case 2:
+        return tensor.contiguous().view(at::kShort);
+      case 4:
+        return tensor.contiguous().view(at::kInt);
+      default:
+        return tensor.contiguous().view(at::kLong);
+    }
+  };
+  const at::Tensor a = bits(value), b = bits(other);
+  if (at::equal(a, b)) return -1;
+  const at::Tensor differs = a.ne(b).transpose(0, row_axis).flatten(1).any(1);
+  return rows.rows()[static_cast<size_t>(differs.nonzero()[0][0].item<int64_t>())];
+}
+
+}  // namespace glassformer

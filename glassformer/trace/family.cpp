@@ -1,0 +1,35 @@
+#include "glassformer/trace/family.h"
+
+#include <algorithm>
+
+namespace glassformer {
+
+Family::Family(std::shared_ptr<const Model> owner, int64_t n_batch)
+    : model(std::move(owner)),
+      batch(n_batch),
+      lineages(std::shared_ptr<const Graph>(model, &model->graph())),
+      rows_computed(model->graph().nodes().size(), 0) {
+  constexpr int64_t kSmallestBudget = int64_t{64} << 20;
+  const auto element = static_cast<int64_t>(c10::elementSize(model->weights().dtype()));
+  keep.budget_bytes = std::max(kSmallestBudget, model->weights().count() * element / 4);
+}
+
+bool Family::keeps(const Node& node) const { return node.attended || node.is_input || keep.what == Keep::What::kAll; }
+
+void Family::trim() {
+  if (keep.what == Keep::What::kAll || held_bytes <= keep.budget_bytes) return;
+  std::vector<Cell*> loose;
+  lineages.each_cell([&](NodeId, Cell& cell) {
+    if (!cell.keep && !cell.valid().empty()) loose.push_back(&cell);
+  });
+  std::sort(loose.begin(), loose.end(), [](const Cell* a, const Cell* b) { return a->last_use < b->last_use; });
+  held_bytes = 0;
+  for (const Cell* cell : loose) held_bytes += cell->bytes();
+  for (Cell* cell : loose) {
+    if (held_bytes <= keep.budget_bytes) return;
+    held_bytes -= cell->bytes();
+    cell->clear();
+  }
+}
+
+}  // namespace glassformer

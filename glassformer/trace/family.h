@@ -1,0 +1,42 @@
+#pragma once
+// Internal to trace/: what a trace and its forks share.
+
+#include <functional>
+#include <memory>
+
+#include "glassformer/graph/model.h"
+#include "glassformer/trace/lineage.h"
+
+namespace glassformer {
+
+/// Which values stay after they were used. Never changes a result.
+struct Keep {
+  enum class What { kBudget, kAll, kNeeded } what = What::kBudget;
+  int64_t budget_bytes = 0;  // 0: the larger of 64 MB and a quarter of the weights.
+};
+
+struct Family {
+  Family(std::shared_ptr<const Model> owner, int64_t n_batch);
+
+  std::shared_ptr<const Model> model;
+  int64_t batch = 1;
+  Lineages lineages;
+  Keep keep;
+  bool mask_given = false;
+  bool appended = false;
+  std::function<void()> poll;                           // Called between steps; may throw to stop.
+  std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.
+
+  uint64_t next_edit = 1;
+  int64_t evaluation = 0;
+  int64_t held_bytes = 0;              // Of cells that may be released.
+  std::vector<int64_t> rows_computed;  // For each node.
+
+  const Graph& graph() const { return model->graph(); }
+  /// Releases what may be, longest unused first, until the rest fits the budget.
+  void trim();
+  /// Whether cells of this node stay for good.
+  bool keeps(const Node& node) const;
+};
+
+}  // namespace glassformer

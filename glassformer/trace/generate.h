@@ -1,0 +1,63 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "glassformer/trace/sampler.h"
+#include "glassformer/trace/trace.h"
+
+namespace glassformer {
+
+/// Numbers put into a node while generating. At step 0 the positions are the prompt's; at each later step the one new
+/// token.
+struct StepEdit {
+  std::string node;
+  at::Tensor value;
+  Region region;               // Positions count within the step's own.
+  std::vector<int64_t> steps;  // Empty: every step.
+};
+
+struct GenerateOptions {
+  int64_t max_new_tokens = 20;
+  SamplerOptions sampler;
+  std::optional<uint64_t> seed;                     // Of a generator of its own; missing: torch's default one.
+  std::optional<std::vector<int64_t>> stop_tokens;  // Missing: the model's end-of-text tokens.
+  std::vector<std::string> stop_strings;            // End a text as soon as one stands in what was generated.
+  std::vector<StepEdit> edits;
+};
+
+struct Generated {
+  std::vector<int64_t> ids;  // The new tokens, with the one that ended the text.
+  std::string finish;        // "stop token", "stop string", "length", "context"; empty while it goes on.
+};
+
+/// Generates for several traces of one sequence each, token by token: each step reads the last logits of all, draws,
+/// and appends. The traces keep what was appended and set, and can be read afterwards.
+class Generation {
+ public:
+  Generation(std::vector<Trace*> traces, GenerateOptions options);
+
+  bool done() const;
+  /// One more token for each unfinished sequence: their ids, -1 for those that had ended.
+  std::vector<int64_t> step();
+  const std::vector<Generated>& results() const { return results_; }
+
+ private:
+  void apply_edits(Trace& trace, int64_t begin) const;
+  std::string finish_of(const Generated& result, const Trace& trace) const;
+
+  std::vector<Trace*> traces_;
+  GenerateOptions options_;
+  std::vector<int64_t> stop_tokens_;
+  std::optional<at::Generator> generator_;
+  std::vector<Generated> results_;
+  std::vector<std::vector<int64_t>> texts_;
+  std::vector<int64_t> begins_;     // Where the current step's positions start.
+  std::vector<int64_t> to_append_;  // The last step's tokens.
+  int64_t step_ = 0;
+};
+
+/// All steps at once.
+std::vector<Generated> generate(const std::vector<Trace*>& traces, const GenerateOptions& options = {});
+
+}  // namespace glassformer

@@ -1,0 +1,104 @@
+#include "glassformer/trace/lineage.h"
+
+#include <algorithm>
+
+namespace glassformer {
+
+const Influence* Lineage::overlay_on(NodeId node) const {
+  const Influence* last = nullptr;
+  for (const Influence& influence : influences_)
+    if (influence.edit->node == node && influence.edit->kind == Edit::Kind::kOverlay) last = &influence;
+  return last;
+}
+
+bool Lineage::edits_any(const std::vector<NodeId>& nodes) const {
+  return std::any_of(nodes.begin(), nodes.end(), [this](NodeId node) { return overlay_on(node) != nullptr; });
+}
+
+int64_t Lineage::later_keys(const Graph& graph, NodeId mixed) const {
+  int64_t keys = 0;
+  for (const Influence& influence : influences_) {
+    const Edit& edit = *influence.edit;
+    if (edit.overlay && edit.overlay->sees_later_keys() && graph.mixed_by(edit.node) == mixed)
+      keys = std::max(keys, edit.overlay->n_keys());
+  }
+  return keys;
+}
+
+int64_t Lineage::length_class() const {
+  for (const Influence& influence : influences_)
+    if (influence.edit->kind == Edit::Kind::kLength) return influence.edit->length_class;
+  return 0;
+}
+
+Lineages::Lineages(std::shared_ptr<const Graph> graph) : graph_(std::move(graph)) { root_ = &intern({}); }
+
+Lineage& Lineages::intern(std::vector<Influence> influences) {
+  Key key;
+  key.reserve(influences.size());
+  for (const Influence& influence : influences) key.emplace_back(influence.edit->id, influence.from);
+  std::unique_ptr<Lineage>& lineage = lineages_[key];
+  if (!lineage) {
+    lineage = std::make_unique<Lineage>(std::move(influences));
+    for (const Influence& influence : lineage->influences()) influence.edit->lineages.push_back(lineage.get());
+  }
+  return *lineage;
+}
+
+bool Lineages::concerns(const Edit& edit, NodeId node) const {
+  const bool own =
+      edit.node == node && edit.kind != Edit::Kind::kLength;  // Positions stay; what is made of them changes.
+  return own || graph_->reaches(edit.node, node);
+}
+
+// The first row of `node` that the influence changes: where it starts, or the first row of all where a layer between
+// them looks at later keys.
+int64_t Lineages::effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const {
+  if (influence.edit->kind == Edit::Kind::kTokens) return influence.from;
+  for (const Influence& other : lineage.influences()) {
+    const Edit& edit = *other.edit;
+    if (&edit == influence.edit || !edit.overlay || !edit.overlay->sees_later_keys()) continue;
+    const NodeId mixed = graph_->mixed_by(edit.node);
+    const bool below = influence.edit->node < edit.node && graph_->reaches(influence.edit->node, mixed);
+    const bool same_weighting = graph_->mixed_by(influence.edit->node) == mixed;
+    if (below && !same_weighting && (node == mixed || graph_->reaches(mixed, node))) return 0;
+  }
+  return influence.from;
+}
+
+const std::vector<Span>& Lineages::spans(Lineage& lineage, NodeId node) {
+  const auto known = lineage.spans_.find(node);
+  if (known != lineage.spans_.end()) return known->second;
+  std::vector<std::pair<int64_t, Influence>> effects;
+  std::vector<int64_t> begins = {0};
+  for (const Influence& influence : lineage.influences()) {
+    if (!concerns(*influence.edit, node)) continue;
+    effects.emplace_back(effect_on(influence, lineage, node), influence);
+    begins.push_back(effects.back().first);
+  }
+  std::sort(begins.begin(), begins.end());
+  begins.erase(std::unique(begins.begin(), begins.end()), begins.end());
+  std::vector<Span> spans;
+  for (int64_t begin : begins) {
+    std::vector<Influence> active;
+    for (const auto& [from, influence] : effects)
+      if (from <= begin) active.push_back(influence);
+    spans.push_back({begin, &intern(std::move(active))});
+  }
+  return lineage.spans_.emplace(node, std::move(spans)).first->second;
+}
+
+void Lineages::forget(Edit& edit) {
+  const std::vector<Lineage*> ended = std::move(edit.lineages);
+  edit.lineages.clear();
+  for (Lineage* lineage : ended) {
+    Key key;
+    for (const Influence& influence : lineage->influences()) {
+      key.emplace_back(influence.edit->id, influence.from);
+      std::erase(influence.edit->lineages, lineage);
+    }
+    lineages_.erase(key);
+  }
+}
+
+}  // namespace glassformer

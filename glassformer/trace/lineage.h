@@ -1,0 +1,100 @@
+#pragma once
+// Lineages: the sets of edits that a value depends on. Traces of a family that agree on the edits upstream of a node
+// share its cells, because they share its lineage.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "glassformer/graph/graph.h"
+#include "glassformer/trace/cell.h"
+#include "glassformer/trace/region.h"
+
+namespace glassformer {
+
+class Lineage;
+
+/// Something that makes the traces holding it differ from the family's first trace.
+struct Edit {
+  enum class Kind {
+    kOverlay,  // Numbers in a region of a node.
+    kTokens,   // Other tokens from a position on than the trace it was forked from.
+    kLength,   // Rotary angles of a longer sequence.
+  };
+  uint64_t id = 0;  // In the order of making.
+  Kind kind = Kind::kOverlay;
+  NodeId node = -1;
+  int64_t first_row = 0;
+  std::optional<Overlay> overlay;
+  int64_t length_class = 0;        // kLength
+  std::vector<Lineage*> lineages;  // Those that hold it: they end with it.
+};
+
+/// An edit, and the first position at which it changes anything (a value that was there already changes nothing).
+struct Influence {
+  Edit* edit = nullptr;
+  int64_t from = 0;
+  bool operator==(const Influence&) const = default;
+};
+
+/// The cells from row `begin` up to the next span belong to `lineage`.
+struct Span {
+  int64_t begin = 0;
+  Lineage* lineage = nullptr;
+};
+
+class Lineage {
+ public:
+  explicit Lineage(std::vector<Influence> influences) : influences_(std::move(influences)) {}
+
+  const std::vector<Influence>& influences() const { return influences_; }
+  /// The last overlay on `node` itself, or null.
+  const Influence* overlay_on(NodeId node) const;
+  bool edits_any(const std::vector<NodeId>& nodes) const;
+  /// How many keys the attention that makes `mixed` sees at least: the largest extent of an edited pattern or scores of
+  /// its layer that give weight to keys after their query; 0 in a causal layer.
+  int64_t later_keys(const Graph& graph, NodeId mixed) const;
+  int64_t length_class() const;
+
+  Cell& cell(const Node& node) { return cells_.try_emplace(node.id, node.row_axis).first->second; }
+  std::unordered_map<NodeId, Cell>& cells() { return cells_; }
+
+ private:
+  friend class Lineages;
+  std::vector<Influence> influences_;  // By node, then by id.
+  std::unordered_map<NodeId, Cell> cells_;
+  std::unordered_map<NodeId, std::vector<Span>> spans_;
+};
+
+/// All lineages of a family, each kept once.
+class Lineages {
+ public:
+  explicit Lineages(std::shared_ptr<const Graph> graph);
+
+  Lineage& root() { return *root_; }
+  /// The lineage with these influences (sorted by node and id).
+  Lineage& intern(std::vector<Influence> influences);
+  /// Where the rows of `node` lie for values that depend on `lineage`.
+  const std::vector<Span>& spans(Lineage& lineage, NodeId node);
+  /// Ends every lineage that holds `edit`.
+  void forget(Edit& edit);
+  template <typename Visit>
+  void each_cell(const Visit& visit) {
+    for (auto& [key, lineage] : lineages_)
+      for (auto& [node, cell] : lineage->cells()) visit(node, cell);
+  }
+
+ private:
+  using Key = std::vector<std::pair<uint64_t, int64_t>>;
+  bool concerns(const Edit& edit, NodeId node) const;
+  int64_t effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const;
+
+  std::shared_ptr<const Graph> graph_;
+  std::map<Key, std::unique_ptr<Lineage>> lineages_;
+  Lineage* root_ = nullptr;
+};
+
+}  // namespace glassformer

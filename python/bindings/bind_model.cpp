@@ -1,0 +1,84 @@
+#include <torch/csrc/utils/pybind.h>
+
+#include "glassformer/graph/model.h"
+#include "glassformer/text/tokenizer.h"
+#include "python/bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace glassformer {
+
+void bind_model(py::module_& module) {
+  py::class_<Rope>(module, "Rope")
+      .def_readonly("dims", &Rope::dims)
+      .def_readonly("base", &Rope::base)
+      .def_readonly("factor", &Rope::factor)
+      .def_property_readonly("scaling", [](const Rope& rope) { return name_of(rope.scaling); });
+  py::class_<ModelConfig>(module, "ModelConfig")
+      .def_readonly("architecture", &ModelConfig::architecture)
+      .def_readonly("n_layers", &ModelConfig::n_layers)
+      .def_readonly("n_heads", &ModelConfig::n_heads)
+      .def_readonly("n_kv_heads", &ModelConfig::n_kv_heads)
+      .def_readonly("d_model", &ModelConfig::d_model)
+      .def_readonly("d_head", &ModelConfig::d_head)
+      .def_readonly("d_mlp", &ModelConfig::d_mlp)
+      .def_readonly("d_vocab", &ModelConfig::d_vocab)
+      .def_readonly("n_ctx", &ModelConfig::n_ctx)
+      .def_readonly("norm_eps", &ModelConfig::norm_eps)
+      .def_readonly("gated_mlp", &ModelConfig::gated_mlp)
+      .def_readonly("tied_unembed", &ModelConfig::tied_unembed)
+      .def_readonly("rope", &ModelConfig::rope)
+      .def_property_readonly("norm", [](const ModelConfig& c) { return c.norm == Norm::kRmsNorm ? "rms" : "layer"; })
+      .def_property_readonly(
+          "positions",
+          [](const ModelConfig& c) { return c.positions == PositionEmbedding::kRotary ? "rotary" : "learned"; })
+      .def_property_readonly("activation", [](const ModelConfig& c) { return name_of(c.activation); });
+  py::class_<Model, std::shared_ptr<Model>>(module, "Model")
+      .def_static(
+          "load",
+          [](const std::string& path, at::ScalarType dtype, at::Device device) {
+            return std::const_pointer_cast<Model>(Model::load(path, {dtype, device}));
+          },
+          py::arg("path"), py::arg("dtype"), py::arg("device"), py::call_guard<py::gil_scoped_release>())
+      .def_static(
+          "from_tensors",
+          [](const std::string& config, const std::map<std::string, at::Tensor>& tensors,
+             std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType dtype, at::Device device) {
+            return std::const_pointer_cast<Model>(
+                Model::from_tensors(config, tensors, std::move(tokenizer), {dtype, device}));
+          },
+          py::arg("config_json"), py::arg("tensors"), py::arg("tokenizer"), py::arg("dtype"), py::arg("device"))
+      .def_property_readonly("name", &Model::name)
+      .def_property_readonly("config", &Model::config, py::return_value_policy::reference_internal)
+      .def_property_readonly(
+          "tokenizer", [](const Model& model) { return std::const_pointer_cast<Tokenizer>(model.tokenizer_or_null()); })
+      .def_property_readonly("eos_ids", &Model::eos_ids)
+      .def_property_readonly("dtype", [](const Model& model) { return model.weights().dtype(); })
+      .def_property_readonly("device", [](const Model& model) { return model.weights().device(); })
+      .def("n_parameters", [](const Model& model) { return model.weights().count(); })
+      .def("weight_names",
+           [](const Model& model) {
+             std::vector<std::string> names;
+             for (const WeightSpec& spec : model.weights().specs()) names.push_back(spec.name);
+             return names;
+           })
+      .def(
+          "weight", [](const Model& model, const std::string& name) { return model.weights().get(name); },
+          py::arg("name"))
+      .def("nodes",
+           [](const Model& model) {
+             std::vector<std::tuple<std::string, std::string, std::vector<int64_t>>> nodes;
+             for (const Node& node : model.graph().nodes()) {
+               std::vector<int64_t> sizes;
+               for (const Axis& axis : node.axes) sizes.push_back(axis.size);
+               nodes.emplace_back(node.name, shape_words(node), sizes);
+             }
+             return nodes;
+           })
+      .def(
+          "node_name",
+          [](const Model& model, const std::string& name) { return model.graph().node(model.graph().find(name)).name; },
+          py::arg("name"));
+}
+
+}  // namespace glassformer

@@ -1,0 +1,121 @@
+#include <torch/csrc/utils/pybind.h>
+
+#include "glassformer/base/errors.h"
+#include "glassformer/trace/batch.h"
+#include "glassformer/trace/trace.h"
+#include "python/bindings/bindings.h"
+#include "python/bindings/poll.h"
+#include "python/bindings/regions.h"
+
+namespace py = pybind11;
+
+namespace glassformer {
+namespace {
+
+TraceOptions trace_options(const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& positions,
+                           const std::string& keep, int64_t budget) {
+  TraceOptions options;
+  if (mask) options.attention_mask = *mask;
+  if (positions) options.positions = *positions;
+  if (keep == "all") {
+    options.keep = KeepValues::kAll;
+  } else if (keep == "needed") {
+    options.keep = KeepValues::kNeeded;
+  } else if (keep != "budget") {
+    throw InputError("keep is '" + keep + "'; expected 'budget', 'all' or 'needed'");
+  }
+  options.budget_bytes = budget;
+  options.poll = python_poll();
+  return options;
+}
+
+std::vector<int64_t> node_shape(const Model& model, const std::string& name, int64_t batch, int64_t length) {
+  std::vector<int64_t> shape;
+  for (const Axis& axis : model.graph().node(model.graph().find(name)).axes)
+    shape.push_back(axis.word == "batch" ? batch : axis.size == 0 ? length : axis.size);
+  return shape;
+}
+
+std::vector<Trace*> pointers(const py::iterable& traces) {
+  std::vector<Trace*> list;
+  for (const py::handle trace : traces) list.push_back(trace.cast<Trace*>());
+  return list;
+}
+
+}  // namespace
+
+void bind_trace(py::module_& module) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<Trace>(module, "Trace")
+      .def(py::init([](const std::shared_ptr<Model>& model, const at::Tensor& tokens,
+                       const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& positions,
+                       const std::string& keep,
+                       int64_t budget) { return Trace(model, tokens, trace_options(mask, positions, keep, budget)); }),
+           py::arg("model"), py::arg("tokens"), py::arg("attention_mask") = py::none(),
+           py::arg("positions") = py::none(), py::arg("keep") = "budget", py::arg("budget_bytes") = 0)
+      .def_property_readonly("batch", &Trace::batch)
+      .def_property_readonly("length", &Trace::length)
+      .def("tokens", &Trace::tokens, Release())
+      .def("read", &Trace::read, py::arg("node"), py::arg("positions") = py::none(), Release())
+      .def("logits_at", &Trace::logits_at, py::arg("position"), Release())
+      .def(
+          "set",
+          [](Trace& trace, const std::string& node, const at::Tensor& value, const py::object& index) {
+            trace.set(node, value, region_of(index, node_shape(trace.model(), node, trace.batch(), trace.length())));
+          },
+          py::arg("node"), py::arg("value"), py::arg("region") = py::none())
+      .def(
+          "set_at",
+          [](Trace& trace, const std::vector<int64_t>& positions, const std::string& node, const at::Tensor& value) {
+            trace.at(positions).set(node, value);
+          },
+          py::arg("positions"), py::arg("node"), py::arg("value"))
+      .def("unset", &Trace::unset, py::arg("node"))
+      .def("fork", &Trace::fork)
+      .def("append", &Trace::append, py::arg("tokens"))
+      .def("explain", &Trace::explain, py::arg("node"), Release())
+      .def("edited", &Trace::edited)
+      .def("work",
+           [](const Trace& trace) {
+             py::dict work;
+             for (const Work& entry : trace.work()) work[py::str(entry.node)] = entry.rows;
+             return work;
+           })
+      .def("reset_work", &Trace::reset_work);
+  module.def(
+      "read_all",
+      [](const py::iterable& traces, const std::string& node, const Positions& positions) {
+        const std::vector<Trace*> list = pointers(traces);
+        const py::gil_scoped_release release;
+        return read_all(list, node, positions);
+      },
+      py::arg("traces"), py::arg("node"), py::arg("positions") = py::none());
+  py::class_<Batch>(module, "Batch")
+      .def(py::init([](const std::shared_ptr<Model>& model, const std::vector<at::Tensor>& prompts,
+                       const std::string& keep, int64_t budget) {
+             std::vector<Trace> traces;
+             for (const at::Tensor& tokens : prompts)
+               traces.emplace_back(model, tokens, trace_options({}, {}, keep, budget));
+             return Batch(std::move(traces));
+           }),
+           py::arg("model"), py::arg("prompts"), py::arg("keep") = "budget", py::arg("budget_bytes") = 0)
+      .def_property_readonly("length", &Batch::length)
+      .def("__len__", &Batch::size)
+      .def(
+          "trace", [](Batch& batch, size_t index) -> Trace& { return batch.traces().at(index); },
+          py::return_value_policy::reference_internal)
+      .def("mask", &Batch::mask)
+      .def("read", &Batch::read, py::arg("node"), Release())
+      .def("read_at", &Batch::read_at, py::arg("node"), py::arg("position"), Release())
+      .def("logits_at", &Batch::logits_at, py::arg("position"), Release())
+      .def(
+          "set",
+          [](Batch& batch, const std::string& node, const at::Tensor& value, const py::object& index) {
+            batch.set(node, value, region_of(index, node_shape(batch.model(), node, batch.size(), batch.length())));
+          },
+          py::arg("node"), py::arg("value"), py::arg("region") = py::none())
+      .def("unset", &Batch::unset, py::arg("node"))
+      .def("fork", &Batch::fork);
+}
+
+}  // namespace glassformer

@@ -1,0 +1,13 @@
+#include "glassformer/base/version.h"
+#include "python/bindings/bindings.h"
+
+PYBIND11_MODULE(_core, module) {
+  module.attr("__version__") = glassformer::kVersion;
+  glassformer::bind_errors(module);
+  glassformer::bind_io(module);
+  glassformer::bind_text(module);
+  glassformer::bind_model(module);
+  glassformer::bind_trace(module);
+  glassformer::bind_generate(module);
+  glassformer::bind_analysis(module);
+}
