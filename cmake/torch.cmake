@@ -15,6 +15,8 @@ target_include_directories(glassformer_torch SYSTEM
 target_compile_definitions(glassformer_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 target_link_libraries(glassformer_torch INTERFACE ${torch_lib}/libtorch.so ${torch_lib}/libtorch_cpu.so
                                                   ${torch_lib}/libc10.so)
+file(GLOB torch_openmp ${torch_lib}/libgomp*.so*)
+target_link_libraries(glassformer_torch INTERFACE ${torch_openmp})
 add_library(glassformer_torch_python INTERFACE IMPORTED GLOBAL)
 target_link_libraries(glassformer_torch_python INTERFACE glassformer_torch ${torch_lib}/libtorch_python.so)
 target_include_directories(glassformer_torch_python SYSTEM INTERFACE ${Python_INCLUDE_DIRS})

@@ -261,6 +261,12 @@ TEST_CASE("a damaged tokenizer.json raises FileError, and never more") {
     }
     attempt(damaged, damaged_config);
   }
+  for (const char* half : {"\\ud800", "\\udc00", "\\ud800\\u0041", "\\udfff\\ud800"}) {
+    const int before = refused;
+    attempt(std::string(good).replace(good.find("\"!\""), 3, str("\"", half, "\"")), "");
+    attempt(good, str("{\"chat_template\": \"", half, "\"}"));
+    CHECK(refused == before + 2);
+  }
   attempt("", "");
   attempt("[]", "");
   attempt(std::string(100000, '['), "");

@@ -6,6 +6,7 @@
 #include "glassformer/arch/models/models.h"
 #include "glassformer/base/errors.h"
 #include "glassformer/io/model_files.h"
+#include "glassformer/io/quantised.h"
 
 namespace glassformer {
 namespace {
@@ -26,7 +27,8 @@ nlohmann::json config_from_gguf(const Architecture& architecture, const GgufFile
   nlohmann::json config = {{"model_type", architecture.model_types.front()}};
   for (const GgufKey& key : architecture.gguf_keys) {
     const auto found = file.metadata.find(architecture.gguf_name + "." + key.gguf);
-    if (found != file.metadata.end()) config[key.config] = to_json_value(found->second);
+    if (found != file.metadata.end())
+      config[nlohmann::json::json_pointer("/" + key.config)] = to_json_value(found->second);
   }
   const auto has_tensor = [&](std::string_view name) {
     return std::any_of(file.tensors.begin(), file.tensors.end(), [&](const auto& t) { return t.name == name; });
@@ -52,6 +54,19 @@ DescribedModel describe(const ConfigReader& reader) {
   return described;
 }
 
+// llama.cpp stores the scaling of Llama 3.1 and later as one divisor for each rotary frequency.
+void read_divisors(const GgufFile& file, Rope& rope) {
+  for (const StoredTensor& tensor : file.tensors) {
+    if (tensor.name != "rope_freqs.weight") continue;
+    if (tensor.dtype != DType::kFloat32 || tensor.count() != rope.dims / 2)
+      throw FileError(file.path(), str("tensor 'rope_freqs.weight' has ", tensor.count(), " values of type ",
+                                       layout(tensor.dtype).name, "; expected ", rope.dims / 2, " of type F32"));
+    std::vector<float> values(static_cast<size_t>(tensor.count()));
+    dequantise(tensor.dtype, tensor.data, tensor.count(), values.data());
+    rope.divisors.assign(values.begin(), values.end());
+  }
+}
+
 }  // namespace
 
 const std::vector<Architecture>& architectures() {
@@ -75,8 +90,11 @@ DescribedModel describe(const ModelFiles& files) {
   if (!files.gguf) return describe(files.config_json, files.path + "/config.json");
   const std::string& name = files.gguf->at<std::string>("general.architecture");
   for (const Architecture& architecture : architectures())
-    if (architecture.gguf_name == name)
-      return describe(ConfigReader(config_from_gguf(architecture, *files.gguf), files.path));
+    if (architecture.gguf_name == name) {
+      DescribedModel described = describe(ConfigReader(config_from_gguf(architecture, *files.gguf), files.path));
+      read_divisors(*files.gguf, described.config.rope);
+      return described;
+    }
   throw UnsupportedError(
       str(files.path, ": architecture '", name, "' is not supported; supported: ", supported_types()));
 }

@@ -23,14 +23,14 @@ constexpr std::array<std::pair<const char*, Activation>, 9> kActivations = {{
     {"quick_gelu", Activation::kQuickGelu},
 }};
 
-float yarn_correction(double rotations, const Rope& rope) {
-  const double d = static_cast<double>(rope.dims);
-  return static_cast<float>(d *
-                            std::log(static_cast<double>(rope.original_n_ctx) / (rotations * 2 * std::numbers::pi)) /
-                            (2 * std::log(rope.base)));
+// All of this in the reference's order of float32 operations, so that tables agree to the last bit.
+
+double yarn_correction(double rotations, const Rope& rope) {
+  const double turns = static_cast<double>(rope.original_n_ctx) / (rotations * 2 * std::numbers::pi);
+  return static_cast<double>(rope.dims) * std::log(turns) / (2 * std::log(rope.base));
 }
 
-std::vector<float> yarn_frequencies(const Rope& rope, const std::vector<float>& plain) {
+std::vector<float> yarn_frequencies(const Rope& rope, const std::vector<float>& powers) {
   double low = yarn_correction(rope.beta_fast, rope), high = yarn_correction(rope.beta_slow, rope);
   if (rope.truncate) {
     low = std::floor(low);
@@ -39,18 +39,17 @@ std::vector<float> yarn_frequencies(const Rope& rope, const std::vector<float>& 
   low = std::max(low, 0.0);
   high = std::min(high, static_cast<double>(rope.dims - 1));
   if (low == high) high += 0.001;
-  std::vector<float> frequencies(plain.size());
-  for (size_t i = 0; i < plain.size(); ++i) {
+  std::vector<float> frequencies(powers.size());
+  for (size_t i = 0; i < powers.size(); ++i) {
     const float ramp =
         std::clamp((static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0F, 1.0F);
     const float keep = 1.0F - ramp;
-    const float interpolated = 1.0F / (static_cast<float>(rope.factor) * (1.0F / plain[i]));
-    frequencies[i] = interpolated * (1.0F - keep) + plain[i] * keep;
+    const float interpolated = 1.0F / (static_cast<float>(rope.factor) * powers[i]);
+    frequencies[i] = interpolated * (1.0F - keep) + (1.0F / powers[i]) * keep;
   }
   return frequencies;
 }
 
-// In the reference's order of float32 operations, so that tables agree to the last bit.
 float llama3_frequency(const Rope& rope, float plain) {
   const auto context = static_cast<float>(rope.original_n_ctx), factor = static_cast<float>(rope.factor);
   const auto low = static_cast<float>(rope.low_freq_factor), high = static_cast<float>(rope.high_freq_factor);
@@ -61,11 +60,45 @@ float llama3_frequency(const Rope& rope, float plain) {
   return (1.0F - smooth) * plain / factor + smooth * plain;
 }
 
-std::vector<float> plain_frequencies(int64_t dims, double base) {
-  std::vector<float> frequencies(static_cast<size_t>(dims / 2));
-  for (size_t i = 0; i < frequencies.size(); ++i) {
+// base^(2i / dims): what a position is divided by.
+std::vector<float> rotary_powers(int64_t dims, double base) {
+  std::vector<float> powers(static_cast<size_t>(dims / 2));
+  for (size_t i = 0; i < powers.size(); ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(dims);
-    frequencies[i] = 1.0F / std::pow(static_cast<float>(base), exponent);
+    powers[i] = std::pow(static_cast<float>(base), exponent);
+  }
+  return powers;
+}
+
+std::vector<float> scaled_frequencies(const Rope& rope, int64_t length) {
+  double base = rope.base;
+  if (rope.scaling == RopeScaling::kDynamic) {
+    const auto context = static_cast<double>(rope.n_ctx);
+    const auto tokens = static_cast<double>(std::max(length, rope.n_ctx));
+    const auto dims = static_cast<double>(rope.dims);
+    base *= std::pow(rope.factor * tokens / context - (rope.factor - 1), dims / (dims - 2));
+  }
+  const std::vector<float> powers = rotary_powers(rope.dims, base);
+  std::vector<float> frequencies;
+  for (float power : powers) frequencies.push_back(1.0F / power);
+  switch (rope.scaling) {
+    case RopeScaling::kNone:
+    case RopeScaling::kDynamic:
+      break;
+    case RopeScaling::kLinear:
+      for (float& frequency : frequencies) frequency /= static_cast<float>(rope.factor);
+      break;
+    case RopeScaling::kLlama3:
+      for (float& frequency : frequencies) frequency = llama3_frequency(rope, frequency);
+      break;
+    case RopeScaling::kYarn:
+      return yarn_frequencies(rope, powers);
+    case RopeScaling::kLongRope: {
+      const std::vector<double>& factors = length > rope.original_n_ctx ? rope.long_factor : rope.short_factor;
+      for (size_t i = 0; i < frequencies.size(); ++i)
+        frequencies[i] = 1.0F / (static_cast<float>(factors[i]) * powers[i]);
+      break;
+    }
   }
   return frequencies;
 }
@@ -129,33 +162,8 @@ const char* name_of(RopeScaling scaling) {
 }
 
 std::vector<float> inverse_frequencies(const Rope& rope, int64_t length) {
-  double base = rope.base;
-  if (rope.scaling == RopeScaling::kDynamic) {
-    const auto context = static_cast<double>(rope.n_ctx);
-    const auto tokens = static_cast<double>(std::max(length, rope.n_ctx));
-    const auto dims = static_cast<double>(rope.dims);
-    base *= std::pow(rope.factor * tokens / context - (rope.factor - 1), dims / (dims - 2));
-  }
-  std::vector<float> frequencies = plain_frequencies(rope.dims, base);
-  switch (rope.scaling) {
-    case RopeScaling::kNone:
-    case RopeScaling::kDynamic:
-      break;
-    case RopeScaling::kLinear:
-      for (float& frequency : frequencies) frequency /= static_cast<float>(rope.factor);
-      break;
-    case RopeScaling::kLlama3:
-      for (float& frequency : frequencies) frequency = llama3_frequency(rope, frequency);
-      break;
-    case RopeScaling::kYarn:
-      return yarn_frequencies(rope, frequencies);
-    case RopeScaling::kLongRope: {
-      const std::vector<double>& factors = length > rope.original_n_ctx ? rope.long_factor : rope.short_factor;
-      for (size_t i = 0; i < frequencies.size(); ++i)
-        frequencies[i] = 1.0F / (static_cast<float>(factors[i]) * (1.0F / frequencies[i]));
-      break;
-    }
-  }
+  std::vector<float> frequencies = scaled_frequencies(rope, length);
+  for (size_t i = 0; i < rope.divisors.size(); ++i) frequencies[i] /= static_cast<float>(rope.divisors[i]);
   return frequencies;
 }
 

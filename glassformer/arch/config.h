@@ -27,6 +27,7 @@ struct Rope {
   bool truncate = true;                                  // yarn
   double attention_factor = 1.0;                         // Multiplies cosines and sines.
   std::vector<double> short_factor, long_factor;         // longrope
+  std::vector<double> divisors;                          // Of the frequencies, where a file gives one for each.
 };
 
 /// What may differ from layer to layer.

@@ -59,7 +59,7 @@ void read_scaling(const ConfigReader& values, const std::string& type, Rope& rop
     rope.scaling = RopeScaling::kLongRope;
     rope.factor = values.real("factor", stretch);
     read_longrope(values, rope);
-  } else if (type != "default") {
+  } else if (type != "default" && type != "none") {
     throw UnsupportedError(str(values.path(), ": rope_type '", type,
                                "' is not supported; supported: default, linear, dynamic, yarn, longrope, llama3"));
   }

@@ -27,6 +27,16 @@ std::optional<ShortName> parse_short(std::string_view text) {
   return parsed;
 }
 
+// "blocks.3.attn.hook_z" -> "z3"; empty for nodes outside the blocks and in parts of their own.
+std::string short_form(const std::string& name) {
+  const size_t hook = name.find("hook_");
+  if (!name.starts_with("blocks.") || hook == std::string::npos) return {};
+  const size_t layer_end = name.find('.', 7);
+  const std::string part = name.substr(layer_end + 1, hook - layer_end - 1);
+  if (!part.empty() && part != "attn." && part != "mlp.") return {};
+  return name.substr(hook + 5) + name.substr(7, layer_end - 7);
+}
+
 }  // namespace
 
 int axis_named(const Node& node, std::string_view word) {
@@ -73,6 +83,8 @@ NodeId Graph::find(std::string_view name) const {
   if (!found.empty()) return ids_.find(found)->second;
   std::vector<std::string> names;
   for (const Node& node : nodes_) names.push_back(node.name);
+  for (const Node& node : nodes_)
+    if (const std::string shorter = short_form(node.name); !shorter.empty()) names.push_back(shorter);
   throw NameError(str("no node is called '", name, "'", did_you_mean(name, names)));
 }
 

@@ -1,10 +1,146 @@
 #include "glassformer/graph/linear.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 
+#include <cstring>
+
+// Note: few rows
+// With one to eight rows a product is bound by reading the weight once, and the BLAS that torch calls stays far below
+// that (it packs the weight for each call). These loops read every weight once, in order, for all rows together.
+// Vectors of 16 floats are compiled for AVX-512, AVX2 and the baseline; the machine picks.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define GLASSFORMER_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define GLASSFORMER_CLONES
+#endif
+
 namespace glassformer {
+namespace {
+
+constexpr int64_t kMostRows = 8, kLanes = 16;
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
+
+struct Product {
+  const float *x, *weight, *bias;  // bias may be null
+  float* out;
+  int64_t n_rows, n_in, n_out, stride;  // Of the weight: from one row to the next, or from one column to the next.
+};
+
+inline __attribute__((always_inline)) Lanes load(const float* from) {
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
+  return lanes;
+}
+
+inline __attribute__((always_inline)) float total(const Lanes& lanes) {
+  float sum = 0;
+  for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];
+  return sum;
+}
+
+// Outputs [begin, end) of a weight whose rows (one output's inputs) are contiguous.
+template <int kRows>
+inline __attribute__((always_inline)) void dot_rows(const Product& p, int64_t row, int64_t begin, int64_t end) {
+  for (int64_t output = begin; output < end; ++output) {
+    const float* w = p.weight + output * p.stride;
+    Lanes sums[kRows] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= p.n_in; i += kLanes) {
+      const Lanes values = load(w + i);
+      for (int r = 0; r < kRows; ++r) sums[r] += values * load(p.x + (row + r) * p.n_in + i);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      float sum = total(sums[r]);
+      for (int64_t rest = i; rest < p.n_in; ++rest) sum += w[rest] * p.x[(row + r) * p.n_in + rest];
+      p.out[(row + r) * p.n_out + output] = sum + (p.bias == nullptr ? 0 : p.bias[output]);
+    }
+  }
+}
+
+// The same for a weight whose columns (one input's outputs) are contiguous: `kBlocks` vectors of outputs.
+template <int kRows, int kBlocks>
+inline __attribute__((always_inline)) void add_block(const Product& p, int64_t row, int64_t output) {
+  Lanes sums[kRows][kBlocks] = {};
+  for (int64_t i = 0; i < p.n_in; ++i) {
+    const float* w = p.weight + i * p.stride + output;
+    for (int b = 0; b < kBlocks; ++b) {
+      const Lanes values = load(w + b * kLanes);
+      for (int r = 0; r < kRows; ++r) sums[r][b] += values * p.x[(row + r) * p.n_in + i];
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int b = 0; b < kBlocks; ++b) {
+      Lanes sum = sums[r][b];
+      if (p.bias != nullptr) sum += load(p.bias + output + b * kLanes);
+      std::memcpy(p.out + (row + r) * p.n_out + output + b * kLanes, &sum, sizeof(sum));
+    }
+}
+
+// Outputs [begin, end), multiples of the lanes.
+template <int kRows>
+inline __attribute__((always_inline)) void add_columns(const Product& p, int64_t row, int64_t begin, int64_t end) {
+  constexpr int kBlocks = kRows == 4 ? 2 : 4;
+  int64_t output = begin;
+  for (; output + kBlocks * kLanes <= end; output += kBlocks * kLanes) add_block<kRows, kBlocks>(p, row, output);
+  for (; output < end; output += kLanes) add_block<kRows, 1>(p, row, output);
+}
+
+GLASSFORMER_CLONES void multiply_by_rows(const Product& p, int64_t begin, int64_t end) {
+  int64_t row = 0;
+  for (; row + 4 <= p.n_rows; row += 4) dot_rows<4>(p, row, begin, end);
+  for (; row + 2 <= p.n_rows; row += 2) dot_rows<2>(p, row, begin, end);
+  if (row < p.n_rows) dot_rows<1>(p, row, begin, end);
+}
+
+GLASSFORMER_CLONES void multiply_by_columns(const Product& p, int64_t begin, int64_t end) {
+  int64_t row = 0;
+  for (; row + 4 <= p.n_rows; row += 4) add_columns<4>(p, row, begin, end);
+  for (; row + 2 <= p.n_rows; row += 2) add_columns<2>(p, row, begin, end);
+  if (row < p.n_rows) add_columns<1>(p, row, begin, end);
+}
+
+bool wants_graph(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return at::GradMode::is_enabled() &&
+         (x.requires_grad() || weight.requires_grad() || (bias.defined() && bias.requires_grad()));
+}
+
+bool suits_few_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const bool plain =
+      x.device().is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && x.dim() == 2;
+  if (!plain || x.size(0) > kMostRows || wants_graph(x, weight, bias)) return false;
+  return weight.stride(1) == 1 || (weight.stride(0) == 1 && weight.size(0) % kLanes == 0);
+}
+
+at::Tensor multiply_few_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const at::Tensor input = x.contiguous(), addend = bias.defined() ? bias.contiguous() : bias;
+  at::Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
+  const bool by_rows = weight.stride(1) == 1;
+  const Product product{input.const_data_ptr<float>(),
+                        weight.const_data_ptr<float>(),
+                        addend.defined() ? addend.const_data_ptr<float>() : nullptr,
+                        out.mutable_data_ptr<float>(),
+                        x.size(0),
+                        x.size(1),
+                        weight.size(0),
+                        by_rows ? weight.stride(0) : weight.stride(1)};
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 15) / std::max<int64_t>(product.n_in, 1));
+  if (by_rows) {
+    at::parallel_for(0, product.n_out, grain,
+                     [&](int64_t begin, int64_t end) { multiply_by_rows(product, begin, end); });
+  } else {
+    at::parallel_for(0, product.n_out / kLanes, std::max<int64_t>(1, grain / kLanes),
+                     [&](int64_t begin, int64_t end) { multiply_by_columns(product, begin * kLanes, end * kLanes); });
+  }
+  return out;
+}
+
+}  // namespace
 
 at::Tensor linear_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (suits_few_rows(x, weight, bias)) return multiply_few_rows(x, weight, bias);
   return at::linear(x, weight, bias);
 }
 

@@ -1,4 +1,5 @@
 #pragma once
+// Internal to graph/: the product of rows with a weight, by the kernel that is fastest for how many rows there are.
 
 #include <ATen/core/Tensor.h>
 

@@ -74,9 +74,9 @@ std::vector<int64_t> stored_shape(const WeightSource& source, const WeightSpec& 
   return shape;
 }
 
-// Buffers that checkpoints carry and that are no weights: causal masks, rotary frequencies.
+// Tensors that checkpoints carry and that are no weights: causal masks, rotary frequencies.
 bool is_buffer(const std::string& name) {
-  for (const char* ending : {".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"})
+  for (const char* ending : {".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "rope_freqs.weight"})
     if (name.ends_with(ending)) return true;
   return false;
 }
@@ -174,6 +174,10 @@ std::shared_ptr<Weights> Weights::from_tensors(const std::map<std::string, at::T
     };
   }
   return weights;
+}
+
+std::shared_ptr<Weights> Weights::without_values(const DescribedModel& model) {
+  return std::shared_ptr<Weights>(new Weights(weight_specs(model.config), at::kFloat, at::kCPU));
 }
 
 const at::Tensor& Weights::get(WeightId id) const {

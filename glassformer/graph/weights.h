@@ -19,15 +19,14 @@ using WeightId = int32_t;
 
 class Weights {
  public:
-  /// Gives the tensor with a file's name, or an undefined one where there is none.
-  using Lookup = std::function<at::Tensor(const std::string& name)>;
-
   /// Weights that lie in files. `FileError` where one is missing or has the wrong shape, or a tensor has no place here.
   static std::shared_ptr<Weights> from_files(const ModelFiles& files, const DescribedModel& model, at::ScalarType dtype,
                                              at::Device device);
   /// Weights that someone else holds (a live transformers model): used in place where dtype and device agree.
   static std::shared_ptr<Weights> from_tensors(const std::map<std::string, at::Tensor>& tensors,
                                                const DescribedModel& model, at::ScalarType dtype, at::Device device);
+  /// Names and shapes alone, for looking at a graph; `get` must not be called.
+  static std::shared_ptr<Weights> without_values(const DescribedModel& model);
   ~Weights();
 
   /// The weight as steps use it: outputs first, in the model's dtype and on its device. Loads it at the first call; any

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "glassformer/base/errors.h"
+#include "glassformer/text/unicode.h"
 
 namespace glassformer::text {
 
@@ -45,6 +46,7 @@ class JsonView {
   std::string_view string() const {
     std::string_view text;
     if (value_.get(text)) fail("is not a string");
+    if (!is_valid_utf8(text)) fail("has half of a surrogate pair");
     return text;
   }
   bool boolean() const {

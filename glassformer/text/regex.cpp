@@ -5,6 +5,7 @@
 #include <pcre2.h>
 
 #include <array>
+#include <cstdlib>
 #include <optional>
 
 #include "glassformer/base/errors.h"
@@ -66,17 +67,31 @@ bool is_newer_than_pcre2(char32_t point) {
   return false;
 }
 
-/// What PCRE2 is shown in place of `point`, so that it sees the categories that Oniguruma sees, whichever version of
-/// Unicode it has; `kNoStandIn` where the character itself will do.
+/// The version of Unicode that PCRE2 was built with.
+int pcre2_unicode_version() {
+  static const int version = [] {
+    std::array<char, 32> text{};
+    return pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, text.data()) > 0 ? std::atoi(text.data()) : 0;
+  }();
+  return version;
+}
+
+/// What PCRE2 is shown in place of `point`, so that it sees the categories that Oniguruma sees (of Unicode 16),
+/// whichever version it has itself; `kNoStandIn` where the character will do.
 char32_t stand_in(char32_t point) {
+  constexpr int kOniguruma = 16;
   if (point == 0x180E) return 0x200B;  // PCRE2 counts it as white space, for Perl's sake.
   if (point < 0x800) return kNoStandIn;
   const Category type = category(point);
-  if (type == Category::kCn || is_newer_than_pcre2(point)) {
-    const bool han = point == 0x2B739 || (point >= 0x2EBF0 && point <= 0x2EE5D) || point >= 0x31350;
-    return type == Category::kLo && han ? 0x20000 : example_of(type, point < 0x10000 ? 3 : 4);
-  }
-  return kNoStandIn;
+  const int version = pcre2_unicode_version();
+  const bool differs =
+      version > kOniguruma ? type == Category::kCn : version < kOniguruma && is_newer_than_pcre2(point);
+  if (!differs) return kNoStandIn;
+  if (point == 0x1B132) return 0x1B150;  // These keep their script: Hiragana, Katakana, Han.
+  if (point == 0x1B155) return 0x1B164;
+  if (point == 0x2B739 || (point >= 0x2EBF0 && point <= 0x2EE5D) || (point >= 0x31350 && point <= 0x323AF))
+    return 0x20000;
+  return example_of(type, point < 0x10000 ? 3 : 4);
 }
 
 /// A copy of `text` with the stand-ins in, or nothing where it has none.

@@ -1,5 +1,6 @@
 #include "glassformer/text/regex_syntax.h"
 
+#include <algorithm>
 #include <array>
 #include <string_view>
 #include <vector>
@@ -11,7 +12,9 @@ namespace {
 
 /// What `\w` is for Oniguruma, as the inside of a class: PCRE2 leaves marks and a few others out.
 constexpr std::string_view kWord =
-    R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\xB2\xB3\xB9\xBC-\xBE\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+    R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+/// Superscripts and fractions of Latin-1, which it counts as words outside of classes only.
+constexpr std::string_view kWordOutside = R"(\xB2\xB3\xB9\xBC-\xBE)";
 
 bool is_ascii_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 bool is_hex(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); }
@@ -209,7 +212,7 @@ class Translator {
       case 'w':
       case 'W':
         if (in_class && c == 'W') refuse("\\W in a class");
-        out_ += in_class ? std::string(kWord) : str(c == 'W' ? "[^" : "[", kWord, "]");
+        out_ += in_class ? std::string(kWord) : str(c == 'W' ? "[^" : "[", kWord, kWordOutside, "]");
         at_ += 2;
         return;
       case 'h':
@@ -236,16 +239,19 @@ class Translator {
     if (peek(2) != '{') refuse("\\p without braces");
     const std::size_t close = in_.find('}', at_);
     if (close == std::string::npos) refuse("\\p without an end");
-    std::string name = in_.substr(at_ + 3, close - at_ - 3);
-    if (name.starts_with('^')) name.erase(0, 1);
-    const bool is_category =
-        name.size() <= 2 && !name.empty() && std::string_view("LMNPSZC").find(name[0]) != std::string::npos;
-    static constexpr std::array<std::string_view, 10> kScripts = {"Han",   "Hiragana", "Katakana", "Hangul", "Latin",
-                                                                  "Greek", "Cyrillic", "Arabic",   "Hebrew", "Thai"};
-    bool known = is_category;
-    for (const std::string_view script : kScripts) known = known || name == script;
-    if (!known) refuse(str("\\p{", name, "}"));
-    copy(close + 1 - at_);
+    std::string_view name = std::string_view(in_).substr(at_ + 3, close - at_ - 3);
+    const bool negated = name.starts_with('^');
+    if (negated) name.remove_prefix(1);
+    constexpr std::string_view kCategories = "LMNPSZC";
+    // Scripts that got characters after Unicode 14, which PCRE2 may have, are left out, but for the stand-ins' own.
+    static constexpr std::array<std::string_view, 7> kScripts = {"Han",   "Hiragana", "Katakana", "Hangul",
+                                                                 "Greek", "Hebrew",   "Thai"};
+    const bool is_category = name.size() <= 2 && !name.empty() && kCategories.find(name[0]) != kCategories.npos;
+    const bool is_script = std::find(kScripts.begin(), kScripts.end(), name) != kScripts.end();
+    if (!is_category && !is_script) refuse(str("\\p{", name, "}"));
+    // A bare script name would stand for the script extensions in PCRE2.
+    out_ += str('\\', peek(1), '{', negated ? "^" : "", is_script ? "sc:" : "", name, '}');
+    at_ = close + 1;
   }
 
   void code_point() {

@@ -36,6 +36,7 @@ void read_vocabulary(const JsonView& json, Vocabulary& vocabulary) {
       json.member_view(token, value).fail("is not an id");
     }
     checked_id(id, size, json);
+    if (!is_valid_utf8(token)) json.fail(str("has half of a surrogate pair in the token of id ", id));
     if (!vocabulary.add(token, id)) {
       json.fail(str("gives the id ", id, " to '", vocabulary.token(id), "' and to '", token, "'"));
     }

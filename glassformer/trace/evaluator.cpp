@@ -26,6 +26,7 @@ struct Item {
   int64_t n_keys = 0;
   int64_t uses_left = 0;  // By items of this evaluation that are still to run.
   std::vector<Item*> sources;
+  bool held_before = false;  // The cell has rows that others may use without being counted.
 };
 
 at::Tensor with_keys(const at::Tensor& value, int64_t n_keys, float absent) {
@@ -77,9 +78,10 @@ class Evaluation {
       cell.last_use = family->evaluation;
       const RowSet missing = part.without(cell.valid());
       if (missing.empty()) return;
-      Item& item = items_[static_cast<size_t>(node)]
-                       .try_emplace(&cell, Item{family, &owner, &cell, {}, nullptr, nullptr, 0, 0, {}})
-                       .first->second;
+      Item& item =
+          items_[static_cast<size_t>(node)]
+              .try_emplace(&cell, Item{family, &owner, &cell, {}, nullptr, nullptr, 0, 0, {}, !cell.valid().empty()})
+              .first->second;
       item.rows = item.rows.united(missing);
       if (user != nullptr) {
         ++item.uses_left;
@@ -110,7 +112,7 @@ class Evaluation {
     item.overlay = item.lineage->overlay_on(node.id);
     if (item.overlay != nullptr) {
       const Overlay& overlay = *item.overlay->edit->overlay;
-      const RowSet below = overlay.whole_rows() ? rows.without(overlay.rows()) : rows;
+      const RowSet below = replaces_rows(item, node) ? rows.without(overlay.rows()) : rows;
       if (!below.empty()) demand(item.family, &beneath(item), node.id, below, &item);
       return;
     }
@@ -123,6 +125,14 @@ class Evaluation {
       demand(item.family, item.lineage, input.node, input.reach == Reach::kSameRow ? rows : RowSet(0, item.n_keys),
              &item);
     }
+  }
+
+  // Whether nothing below the overlay shows in its rows. Rows of a weighting may have grown: scores of the same layer,
+  // edited since, can reach keys that the overlay doesn't know.
+  bool replaces_rows(const Item& item, const Node& node) const {
+    const Overlay& overlay = *item.overlay->edit->overlay;
+    if (!overlay.whole_rows()) return false;
+    return !node.is_weighting() || item.lineage->later_keys(graph_, node.mixed_by) <= overlay.n_keys();
   }
 
   static bool is_default(const Item& item, NodeId node) {
@@ -175,7 +185,7 @@ class Evaluation {
     if (!untouched.empty()) store(item, node, untouched, gather({item.family, &below, node.id, untouched}));
     if (!covered.empty()) {
       at::Tensor base;
-      if (!overlay.whole_rows()) base = gather({item.family, &below, node.id, covered});
+      if (!replaces_rows(item, node)) base = gather({item.family, &below, node.id, covered});
       store(item, node, covered, overlay.applied(base, covered));
     }
     release(item);
@@ -274,7 +284,7 @@ class Evaluation {
   // After an item has run, what only it still needed may go.
   void release(Item& item) {
     for (Item* source : item.sources) {
-      if (--source->uses_left > 0 || source->cell->keep) continue;
+      if (--source->uses_left > 0 || source->cell->keep || source->held_before) continue;
       const bool over_budget = source->family->held_bytes > source->family->keep.budget_bytes;
       const bool wanted = source->family->keep.what == Keep::What::kAll;
       if (wanted || !(may_drop(*source) || over_budget || source->family->keep.what == Keep::What::kNeeded)) continue;
@@ -295,6 +305,7 @@ void evaluate(const std::vector<Request>& requests, const EvaluateOptions& optio
   for (const Request& request : requests) ++request.family->evaluation;
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Evaluation(requests, options).run();
+  if (!options.trim) return;
   for (const Request& request : requests) request.family->trim();
 }
 

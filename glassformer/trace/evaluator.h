@@ -19,6 +19,7 @@ struct Request {
 struct EvaluateOptions {
   bool keep_requested = true;
   bool lean = false;  // Release what was computed for edited traces as soon as it was used.
+  bool trim = true;   // Release afterwards what is over the budget; otherwise the caller does, once it has the values.
 };
 
 /// Makes every request's rows valid. All families must be of one model.

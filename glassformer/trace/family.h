@@ -22,7 +22,7 @@ struct Family {
   int64_t batch = 1;
   Lineages lineages;
   Keep keep;
-  bool mask_given = false;
+  bool mask_given = false, positions_given = false;
   bool appended = false;
   std::function<void()> poll;                           // Called between steps; may throw to stop.
   std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.

@@ -54,7 +54,6 @@ bool Lineages::concerns(const Edit& edit, NodeId node) const {
 // The first row of `node` that the influence changes: where it starts, or the first row of all where a layer between
 // them looks at later keys.
 int64_t Lineages::effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const {
-  if (influence.edit->kind == Edit::Kind::kTokens) return influence.from;
   for (const Influence& other : lineage.influences()) {
     const Edit& edit = *other.edit;
     if (&edit == influence.edit || !edit.overlay || !edit.overlay->sees_later_keys()) continue;

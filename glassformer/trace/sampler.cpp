@@ -37,8 +37,9 @@ void penalise_frequency(at::Tensor& logits, std::span<const std::vector<int64_t>
   if (penalty == 0.0) return;
   for (size_t i = 0; i < texts.size(); ++i) {
     if (texts[i].empty()) continue;
-    const at::Tensor counts = indices(texts[i], logits).bincount({}, logits.size(1)).to(logits.scalar_type());
-    logits[static_cast<int64_t>(i)].sub_(counts * penalty);
+    const at::Tensor counts = indices(texts[i], logits).bincount({}, logits.size(1)).to(at::kFloat);
+    at::Tensor row = logits[static_cast<int64_t>(i)];
+    row.copy_(row - counts * penalty);  // In float32 at least, whatever the logits are.
   }
 }
 
@@ -105,10 +106,12 @@ at::Tensor sample(const at::Tensor& logits, std::span<const std::vector<int64_t>
                   const std::optional<at::Generator>& generator) {
   SamplerOptions rules = options;
   if (rules.temperature == 0.0) rules.sample = false;
-  at::Tensor scores = logits.to(at::kFloat, false, true);
+  // transformers goes over to float32 before the rules; TransformerLens before the draw.
+  const bool lens = rules.order == SamplerOrder::kTransformerLens;
+  at::Tensor scores = logits.to(lens ? logits.scalar_type() : at::kFloat, false, true);
   apply_rules(scores, texts, rules);
   if (!rules.sample) return at::argmax(scores, -1);
-  return at::multinomial(at::softmax(scores, -1), 1, false, generator).squeeze(1);
+  return at::multinomial(at::softmax(scores.to(at::kFloat), -1), 1, false, generator).squeeze(1);
 }
 
 }  // namespace glassformer

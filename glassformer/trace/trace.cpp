@@ -100,6 +100,7 @@ void Trace::start(const at::Tensor& given, const TraceOptions& options) {
     const at::Tensor positions = options.positions.to(at::TensorOptions(tokens.device()).dtype(at::kLong), false, true);
     if (positions.min().item<int64_t>() < 0 || positions.max().item<int64_t>() >= graph.n_ctx())
       throw InputError(str("positions must lie from 0 to ", graph.n_ctx() - 1));
+    family_->positions_given = true;
     give(graph.positions(), 0, positions);
   }
   length_ = length;
@@ -114,8 +115,9 @@ void Trace::give(NodeId node, int64_t begin, const at::Tensor& value) {
   if (node != family_->graph().tokens()) tokens_only.clear();
   Cell& cell = family_->lineages.intern(std::move(tokens_only)).cell(family_->graph().node(node));
   cell.keep = true;
-  const RowSet rows(begin, begin + value.size(1));
-  if (rows.without(cell.valid()) == rows) cell.insert(rows, value, true);
+  const RowSet missing = RowSet(begin, begin + value.size(1)).without(cell.valid());  // A fork may have been here.
+  for (const Interval& part : missing.intervals())
+    cell.insert(RowSet(part.begin, part.end), value.narrow(1, part.begin - begin, part.end - part.begin), true);
 }
 
 std::vector<int64_t> Trace::shape_of(const Node& node) const {
@@ -214,11 +216,10 @@ void Trace::append(const at::Tensor& given) {
     stem_ = std::make_shared<Stem>();
   }
   give(graph.tokens(), length_, tokens);
-  const auto more_of = [&](NodeId node) -> Cell& { return family_->lineages.root().cell(graph.node(node)); };
   if (family_->mask_given)
     give(graph.attention_mask(), length_,
          at::ones(tokens.sizes(), at::TensorOptions(at::kBool).device(tokens.device())));
-  if (!more_of(graph.positions()).valid().empty()) {
+  if (family_->positions_given) {
     const at::Tensor last =
         gather({family_.get(), &family_->lineages.root(), graph.positions(), RowSet(length_ - 1, length_)});
     give(graph.positions(), length_, last + at::arange(1, tokens.size(1) + 1, tokens.options()));
@@ -320,10 +321,11 @@ void Trace::resolve(std::span<Trace* const> traces, NodeId node) {
         const Request request = trace->comparison(*active);
         if (trace->is_comparable(*active, request)) needed.push_back(request);
       }
-    evaluate(needed, {.keep_requested = false});
+    evaluate(needed, {.keep_requested = false, .trim = false});
     for (Trace* trace : traces)
       if (ActiveEdit* active = trace->next_unresolved(node)) trace->settle(*active);
   }
+  for (Trace* trace : traces) trace->family_->trim();
 }
 
 // --- Reading ---------------------------------------------------------------------------------------------------------

@@ -33,11 +33,11 @@ enum class KeepValues {
 };
 
 struct TraceOptions {
-  at::Tensor attention_mask;  // `batch key_pos`: 0 where a key is padding; undefined: no padding.
-  at::Tensor positions;       // `batch pos`: the position ids; undefined: 0, 1, 2, …
+  at::Tensor attention_mask = {};  // `batch key_pos`: 0 where a key is padding; undefined: no padding.
+  at::Tensor positions = {};       // `batch pos`: the position ids; undefined: 0, 1, 2, …
   KeepValues keep = KeepValues::kBudget;
-  int64_t budget_bytes = 0;    // 0: the larger of 64 MB and a quarter of the weights.
-  std::function<void()> poll;  // Called between steps; may throw to stop. What was computed until then stays.
+  int64_t budget_bytes = 0;         // 0: the larger of 64 MB and a quarter of the weights.
+  std::function<void()> poll = {};  // Called between steps; may throw to stop. What was computed until then stays.
 };
 
 /// How many rows (batch times positions) of a node were computed for a trace and its forks.

@@ -16,13 +16,13 @@ SamplerOrder order_named(const std::string& name) {
   throw InputError("order is '" + name + "'; expected 'transformers' or 'transformer_lens'");
 }
 
-// (node, value, index, steps): the index is read against the node's shape with `length` positions.
+// (node, value, index, steps)
 StepEdit step_edit(const Model& model,
                    const std::tuple<std::string, at::Tensor, py::object, std::vector<int64_t>>& given) {
   const auto& [name, value, index, steps] = given;
   std::vector<int64_t> shape;
   for (const Axis& axis : model.graph().node(model.graph().find(name)).axes)
-    shape.push_back(axis.word == "batch" ? 1 : axis.size == 0 ? 1 : axis.size);
+    shape.push_back(axis.word == "batch" ? 1 : axis.size == 0 ? kAnyLength : axis.size);
   return {name, value, region_of(index, shape), steps};
 }
 

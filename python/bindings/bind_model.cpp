@@ -9,12 +9,12 @@ namespace py = pybind11;
 namespace glassformer {
 
 void bind_model(py::module_& module) {
-  py::class_<Rope>(module, "Rope")
+  py::class_<Rope>(module, "Rope", "Rotary position embedding: how many dimensions of a head turn, by which base and scaling.")
       .def_readonly("dims", &Rope::dims)
       .def_readonly("base", &Rope::base)
       .def_readonly("factor", &Rope::factor)
       .def_property_readonly("scaling", [](const Rope& rope) { return name_of(rope.scaling); });
-  py::class_<ModelConfig>(module, "ModelConfig")
+  py::class_<ModelConfig>(module, "ModelConfig", "What a model is: its sizes and the switches of its architecture.")
       .def_readonly("architecture", &ModelConfig::architecture)
       .def_readonly("n_layers", &ModelConfig::n_layers)
       .def_readonly("n_heads", &ModelConfig::n_heads)
@@ -33,6 +33,21 @@ void bind_model(py::module_& module) {
           "positions",
           [](const ModelConfig& c) { return c.positions == PositionEmbedding::kRotary ? "rotary" : "learned"; })
       .def_property_readonly("activation", [](const ModelConfig& c) { return name_of(c.activation); });
+  module.def(
+      "node_steps",
+      [](const std::string& config_json) {
+        const DescribedModel described = describe(config_json, "config.json");
+        const auto weights = Weights::without_values(described);
+        std::vector<std::tuple<std::string, std::string, std::vector<std::string>>> nodes;
+        for (const Node& node : Graph::build(described.config, *weights)->nodes()) {
+          std::vector<std::string> steps;
+          for (const Step* step : {&node.open, &node.fast})
+            if (step->run) steps.push_back(step->text);
+          nodes.emplace_back(node.name, shape_words(node), std::move(steps));
+        }
+        return nodes;
+      },
+      py::arg("config_json"));
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def_static(
           "load",

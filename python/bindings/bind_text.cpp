@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include "glassformer/io/gguf.h"
 #include "glassformer/text/tokenizer.h"
 #include "python/bindings/bindings.h"

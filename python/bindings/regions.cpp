@@ -51,6 +51,12 @@ Region region_of(const py::object& index, const std::vector<int64_t>& shape) {
       axis += shape.size() - given;
       continue;
     }
+    if (PyObject_RichCompareBool(item.ptr(), py::slice(std::nullopt, std::nullopt, std::nullopt).ptr(), Py_EQ) == 1) {
+      ++axis;  // All of it, however long it is.
+      continue;
+    }
+    if (py::isinstance<py::slice>(item) && shape[axis] == kAnyLength)
+      throw InputError("the number of positions changes from step to step: give them as a list, or all of them");
     if (item.is_none()) throw InputError("a region can't add axes (None)");
     const bool single = py::isinstance<py::int_>(item) && !py::isinstance<py::bool_>(item);
     const bool zero_dim = THPVariable_Check(item.ptr()) && item.cast<at::Tensor>().dim() == 0;

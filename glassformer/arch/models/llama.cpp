@@ -31,6 +31,7 @@ void read_config(const ConfigReader& reader, ModelConfig& config) {
   config.norm_eps = reader.real("rms_norm_eps", 1e-6);
   config.positions = PositionEmbedding::kRotary;
   config.rope = read_rope(reader, config.d_head, config.n_ctx);
+  config.rope.dims = reader.integer("rotary_dims", config.rope.dims);
   // Dynamic scaling is there to go beyond the context.
   if (config.rope.scaling == RopeScaling::kDynamic)
     config.n_ctx = static_cast<int64_t>(static_cast<double>(config.n_ctx) * std::max(1.0, config.rope.factor));
@@ -59,7 +60,11 @@ Architecture llama() {
                     {"attention.head_count_kv", "num_key_value_heads"},
                     {"attention.key_length", "head_dim"},
                     {"attention.layer_norm_rms_epsilon", "rms_norm_eps"},
-                    {"rope.freq_base", "rope_theta"}},
+                    {"rope.freq_base", "rope_theta"},
+                    {"rope.dimension_count", "rotary_dims"},
+                    {"rope.scaling.type", "rope_scaling/rope_type"},
+                    {"rope.scaling.factor", "rope_scaling/factor"},
+                    {"rope.scaling.original_context_length", "rope_scaling/original_max_position_embeddings"}},
       .read_config = read_config,
       .prefix = "model.",
       .weights = {{"embed_tokens.weight", {"embed.weight"}},

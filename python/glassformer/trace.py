@@ -1,0 +1,306 @@
+"""Traces: a model on one input, evaluated lazily. Reading a node computes it and just what it needs; setting one makes
+everything after it stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glassformer import _core
+from glassformer._arguments import (
+    NodeName,
+    Positions,
+    Values,
+    node_name,
+    positions_list,
+    region_index,
+    tensor_of,
+    token_rows,
+)
+
+if TYPE_CHECKING:
+    from glassformer.model import Model
+
+
+class Trace:
+    """A model on one prompt, or on several of equal length; made by `Model.trace`.
+
+    `trace[name]` reads a node and `trace[name] = value` replaces it; see `NodeName` for the ways to write a name. What
+    is read is the user's own copy: changing it changes no trace.
+    """
+
+    def __init__(self, model: Model, core: _core.Trace):
+        self.model = model
+        self.core = core
+
+    @property
+    def batch(self) -> int:
+        """How many sequences there are."""
+        return self.core.batch
+
+    @property
+    def length(self) -> int:
+        """How many positions (tokens) each sequence has."""
+        return self.core.length
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The token ids: `batch pos`, int64."""
+        return self.core.tokens()
+
+    @property
+    def str_tokens(self) -> list[str] | list[list[str]]:
+        """The text of each token; a list for each sequence where there are several."""
+        rows = [_pieces(self.model, row) for row in self.tokens.tolist()]
+        return rows[0] if self.batch == 1 else rows
+
+    def read(self, name: NodeName, positions: Positions | None = None) -> torch.Tensor:
+        """The value of a node, whole or at some positions in the order given: its shape, with as many positions.
+
+        Raises `NameError` for an unknown node, `InputError` for positions outside the trace.
+        """
+        return self.core.read(node_name(name), positions_list(positions, self.length))
+
+    def __getitem__(self, name: NodeName) -> torch.Tensor:
+        return self.read(name)
+
+    def set(self, name: NodeName, value: Values, region: Any = None) -> None:
+        """Puts numbers into a node, whole or in a region; they stand whatever changes before it.
+
+        `region` is written as an index, one entry for each axis: `np.s_[:, :, 5]` (head 5 of `batch pos head d_head`),
+        lists of indices (their product, not pairs), or a bool mask of the node's shape. `value` has the region's shape
+        or broadcasts to it; an axis with a single index drops out of that shape, as in torch. Numbers that were there
+        already change nothing.
+
+        Raises `NameError`, `ShapeError`, or `InputError` for indices outside the node.
+        """
+        self.core.set(node_name(name), tensor_of(value), region_index(region))
+
+    def __setitem__(self, name: NodeName, value: Values) -> None:
+        self.set(name, value)
+
+    def unset(self, name: NodeName) -> None:
+        """Drops every edit of a node."""
+        self.core.unset(node_name(name))
+
+    def fork(self) -> Trace:
+        """A second trace that shares everything computed, before and after; edits of one don't touch the other."""
+        return Trace(self.model, self.core.fork())
+
+    def append(self, tokens: Any) -> None:
+        """Adds tokens at the end: a text (without special tokens), a list of texts, or ids `pos` or `batch pos`.
+
+        What was computed stays; only the new positions are computed when read. Raises `InputError` for tokens outside
+        the vocabulary or beyond the context, `ShapeError` for another number of sequences.
+        """
+        rows = _appended_rows(self.model, tokens)
+        if len({len(row) for row in rows}) > 1:
+            raise _core.ShapeError(
+                "the sequences of a trace have equal length; found different numbers of tokens to append"
+            )
+        self.core.append(torch.stack(rows) if rows else torch.empty(0, dtype=torch.int64))
+
+    def at(self, positions: Positions) -> Window:
+        """The same trace, read and edited at these positions only."""
+        return Window(self, positions)
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """The logits at every position: `batch pos d_vocab`."""
+        return self.read("logits")
+
+    def logits_at(self, position: int) -> torch.Tensor:
+        """The logits at one position: `batch d_vocab`; -1 is the last. Others cost nothing in the last layer."""
+        return self.core.logits_at(position)
+
+    def explain(self, name: NodeName) -> str:
+        """How a node comes about in this trace: its shape, its step, and what of its inputs is computed or edited."""
+        return self.core.explain(node_name(name))
+
+    @property
+    def edited(self) -> list[str]:
+        """The names of the edited nodes, in computing order."""
+        return self.core.edited()
+
+    def work(self) -> dict[str, int]:
+        """How many rows (batch times positions) of each node were computed for this trace and its forks."""
+        return self.core.work()
+
+    def reset_work(self) -> None:
+        """Starts the count of `work` anew."""
+        self.core.reset_work()
+
+    def __repr__(self) -> str:
+        edits = f", edited: {', '.join(self.edited)}" if self.edited else ""
+        return f"Trace({self.model.name!r}, batch {self.batch}, length {self.length}{edits})"
+
+
+class Window:
+    """Some positions of a trace; made by `Trace.at`. Values have as many positions as the window."""
+
+    def __init__(self, trace: Trace, positions: Positions):
+        self.trace = trace
+        length = trace.length
+        listed = positions_list(positions, length) or []
+        self.positions = [position + length if position < 0 else position for position in listed]
+        for position, given in zip(self.positions, listed, strict=True):
+            if not 0 <= position < length:
+                raise _core.InputError(f"position {given} is outside the trace's {length} positions")
+
+    def read(self, name: NodeName) -> torch.Tensor:
+        """The node's shape, with the window's positions."""
+        return self.trace.read(name, self.positions)
+
+    def __getitem__(self, name: NodeName) -> torch.Tensor:
+        return self.read(name)
+
+    def set(self, name: NodeName, value: Values) -> None:
+        """Puts numbers into a node at the window's positions; `value` has their shape or broadcasts to it."""
+        self.trace.core.set_at(self.positions, node_name(name), tensor_of(value))
+
+    def __setitem__(self, name: NodeName, value: Values) -> None:
+        self.set(name, value)
+
+    def __repr__(self) -> str:
+        return f"Window({self.trace!r}, positions {self.positions})"
+
+
+class Batch:
+    """Prompts of different lengths side by side, a trace each; made by `Model.trace`.
+
+    Nothing is padded inside. What is read as one tensor has its positions filled up at the left with zeros (attention
+    scores: -inf); `mask` says what is real.
+    """
+
+    def __init__(self, model: Model, core: _core.Batch):
+        self.model = model
+        self.core = core
+
+    def __len__(self) -> int:
+        return len(self.core)
+
+    def __iter__(self) -> Iterator[Trace]:
+        return iter(self.traces)
+
+    @property
+    def batch(self) -> int:
+        """How many prompts there are."""
+        return len(self.core)
+
+    @property
+    def length(self) -> int:
+        """How many positions the longest has."""
+        return self.core.length
+
+    @property
+    def traces(self) -> list[Trace]:
+        """The trace of each prompt; edits of these are edits of the batch."""
+        return [Trace(self.model, self.core.trace(index)) for index in range(len(self.core))]
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """True at real tokens: `batch pos`."""
+        return self.core.mask()
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The token ids, zeros at padding: `batch pos`."""
+        return self.read("hook_tokens")
+
+    @property
+    def str_tokens(self) -> list[list[str]]:
+        """The text of each token of each prompt, without padding."""
+        return [_pieces(self.model, trace.tokens[0].tolist()) for trace in self.traces]
+
+    def read(self, name: NodeName) -> torch.Tensor:
+        """A node of all prompts as one tensor, padded at the left."""
+        return self.core.read(node_name(name))
+
+    def __getitem__(self, name: NodeName) -> torch.Tensor:
+        return self.read(name)
+
+    def read_at(self, name: NodeName, position: int) -> torch.Tensor:
+        """One position of each prompt, counted in its own tokens (-1: its last): the node's shape with one position."""
+        return self.core.read_at(node_name(name), position)
+
+    def set(self, name: NodeName, value: Values, region: Any = None) -> None:
+        """Puts numbers into the padded node, as `Trace.set` does; what falls on padding is dropped."""
+        self.core.set(node_name(name), tensor_of(value), region_index(region))
+
+    def __setitem__(self, name: NodeName, value: Values) -> None:
+        self.set(name, value)
+
+    def unset(self, name: NodeName) -> None:
+        """Drops every edit of a node."""
+        self.core.unset(node_name(name))
+
+    def fork(self) -> Batch:
+        """A second batch that shares everything computed."""
+        return Batch(self.model, self.core.fork())
+
+    def append(self, tokens: Sequence[Any]) -> None:
+        """Adds tokens to each prompt: one text or list of ids for each."""
+        rows = _appended_rows(self.model, tokens)
+        if len(rows) != len(self):
+            raise _core.ShapeError(f"expected tokens for {len(self)} prompts; found {len(rows)}")
+        for trace, row in zip(self.traces, rows, strict=True):
+            trace.core.append(row)
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """The logits at every position, padded at the left: `batch pos d_vocab`."""
+        return self.read("logits")
+
+    def logits_at(self, position: int) -> torch.Tensor:
+        """The logits at one position of each prompt, counted in its own tokens: `batch d_vocab`."""
+        return self.core.logits_at(position)
+
+    def __repr__(self) -> str:
+        lengths = ", ".join(str(trace.length) for trace in self.traces)
+        return f"Batch({self.model.name!r}, lengths {lengths})"
+
+
+def read_all(traces: Iterable[Trace], name: NodeName, positions: Positions | None = None) -> list[torch.Tensor]:
+    """The value of one node in many traces of one model, each as `Trace.read` gives it, computed together: what they
+    share once, and the rest laid end to end. `traces` may be forks of a sweep or prompts of different lengths."""
+    traces = list(traces)
+    if isinstance(positions, slice) and len({trace.length for trace in traces}) > 1:
+        raise _core.InputError("a slice of positions needs traces of equal length; give a list of positions")
+    listed = positions_list(positions, traces[0].length if traces else 0)
+    return _core.read_all([trace.core for trace in traces], node_name(name), listed)
+
+
+def trace_of(
+    model: Model, tokens: torch.Tensor, attention_mask: Any, positions: Any, keep: str, budget_bytes: int
+) -> Trace:
+    """Internal: a trace on tokens `batch pos`."""
+    mask = None if attention_mask is None else _rectangle(attention_mask)
+    places = None if positions is None else _rectangle(positions)
+    return Trace(model, _core.Trace(model.core, tokens, mask, places, keep, budget_bytes))
+
+
+def batch_of(model: Model, rows: list[torch.Tensor], keep: str, budget_bytes: int) -> Batch:
+    """Internal: a batch on sequences of different lengths, each `pos`."""
+    return Batch(model, _core.Batch(model.core, rows, keep, budget_bytes))
+
+
+def _rectangle(given: Values) -> torch.Tensor:
+    tensor = tensor_of(given)
+    return tensor[None] if tensor.ndim == 1 else tensor
+
+
+def _appended_rows(model: Model, tokens: Any) -> list[torch.Tensor]:
+    texts = [tokens] if isinstance(tokens, str) else tokens
+    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
+        if model.tokenizer is None:
+            raise _core.InputError(f"model '{model.name}' came without a tokenizer; give token ids instead of text")
+        return [torch.tensor(model.tokenizer.core.encode(text, False), dtype=torch.int64) for text in texts]
+    return token_rows(tokens)
+
+
+def _pieces(model: Model, ids: list[int]) -> list[str]:
+    if model.tokenizer is None:
+        raise _core.InputError(f"model '{model.name}' came without a tokenizer")
+    return model.tokenizer.core.decode_each(ids)

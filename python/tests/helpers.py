@@ -1,0 +1,61 @@
+"""Comparisons and models that several tests share."""
+
+import copy
+import functools
+import types
+
+import torch
+from oracle import Oracle
+from tiny_models import make_model
+
+import glassformer
+
+
+@functools.cache
+def subject(name, dtype=torch.float64):
+    """A tiny model three times: of `transformers`, ours on the same weights, and the oracle."""
+    reference = make_model(name, dtype)
+    return types.SimpleNamespace(reference=reference, model=glassformer.load(reference), oracle=Oracle(reference))
+
+
+def error(found, expected):
+    """The largest difference, relative to the largest expected value."""
+    assert found.shape == expected.shape, f"{list(found.shape)} instead of {list(expected.shape)}"
+    found, expected = found.double(), expected.double()
+    finite = expected.isfinite()
+    assert torch.equal(finite, found.isfinite())
+    assert torch.equal(found[~finite], expected[~finite])
+    if not finite.any():
+        return 0.0
+    return ((found - expected)[finite].abs().max() / expected[finite].abs().max().clamp(min=1e-30)).item()
+
+
+def assert_close(found, expected, tolerance, what=""):
+    assert error(found, expected) <= tolerance, f"{what}: {error(found, expected):.3g} of the largest value"
+
+
+def run_reference(reference, tokens, **options):
+    """What `transformers` computes: logits, hidden states, attention patterns. Scaled rotary tables start anew."""
+    reference = copy.deepcopy(reference)
+    with torch.no_grad():
+        return reference(tokens, output_hidden_states=True, output_attentions=True, use_cache=False, **options)
+
+
+def residuals(output):
+    """The residual stream before each block; the last entry of `transformers` is after the final norm."""
+    return output.hidden_states[:-1]
+
+
+def shape_of(node, batch, length):
+    """A node's shape for a trace of that size."""
+    return [batch if word == "batch" else size or length for word, size in zip(node.axes, node.sizes, strict=True)]
+
+
+def everywhere(shape):
+    """The region of a whole tensor, as the oracle takes it: all indices of each axis."""
+    return [list(range(size)) for size in shape]
+
+
+def number_of(name):
+    """The layer of a node, or None."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else None

@@ -1,0 +1,241 @@
+"""The judge of edits: a decoder in plain torch that computes every node at every position, each time anew.
+
+It shares nothing with the engine but the names of the nodes: weights come from the `transformers` model, and an edit is
+an assignment into the node's tensor at the moment when that node has been computed.
+"""
+
+import copy
+import math
+
+import torch
+
+NEVER = -math.inf
+
+
+class Oracle:
+    """Evaluates one model; `run` gives all nodes as a dictionary."""
+
+    def __init__(self, reference):
+        self.config = reference.config
+        self.kind = "gpt2" if self.config.model_type == "gpt2" else "llama"
+        self.weights = {
+            name.removeprefix("transformer.").removeprefix("model."): tensor.detach()
+            for name, tensor in reference.state_dict().items()
+        }
+        self.rotary = None if self.kind == "gpt2" else copy.deepcopy(reference.model.rotary_emb)
+        self.n_heads = self.config.num_attention_heads
+        self.n_kv_heads = getattr(self.config, "num_key_value_heads", self.n_heads)
+        d_model = self.config.hidden_size
+        self.d_head = getattr(self.config, "head_dim", None) or d_model // self.n_heads
+        self.n_layers = self.config.num_hidden_layers
+        unembed = self.weights.get("lm_head.weight")
+        self.unembed = self._first("wte.weight", "embed_tokens.weight") if unembed is None else unembed
+
+    def _first(self, *names):
+        return next(self.weights[name] for name in names if name in self.weights)
+
+    def run(self, tokens, edits=None, mask=None, positions=None, length=None):
+        """All nodes for `tokens` (batch pos). `edits` has for a node's name a list of (index or mask, values)."""
+        return _Pass(self, edits or {}).run(tokens, mask, positions, length)
+
+
+class _Pass:
+    def __init__(self, oracle, edits):
+        self.oracle = oracle
+        self.edits = edits
+        self.nodes = {}
+        self.key_mask = None
+
+    def put(self, name, value):
+        value = value.clone()
+        for region, numbers in self.edits.get(name, ()):
+            apply_edit(value, region, numbers)
+        self.nodes[name] = value
+        return value
+
+    def run(self, tokens, mask, positions, length):
+        oracle = self.oracle
+        batch, count = tokens.shape
+        tokens = self.put("hook_tokens", tokens)
+        default = torch.arange(count).expand(batch, count)
+        positions = self.put("positions", default if positions is None else positions)
+        mask = torch.ones(batch, count, dtype=torch.bool) if mask is None else mask.bool()
+        self.key_mask = self.put("attention_mask", mask)
+        residual = self.put("hook_embed", oracle._first("wte.weight", "embed_tokens.weight")[tokens])
+        if oracle.kind == "gpt2":
+            residual = residual + self.put("hook_pos_embed", oracle.weights["wpe.weight"][positions])
+        else:
+            self.rotary_tables(residual, positions, count if length is None else length)
+        for layer in range(oracle.n_layers):
+            residual = self.block(layer, residual)
+        out = self.norm("ln_final", residual, "ln_f" if oracle.kind == "gpt2" else "norm")
+        hidden = self.put("unembed.hook_in", out)
+        self.put("logits", self.put("unembed.hook_out", hidden @ oracle.unembed.T))
+        return self.nodes
+
+    def rotary_tables(self, like, positions, length):
+        # The tables' scaling looks at the largest position id, so ask for a sequence that has the whole length.
+        asked = torch.cat([positions, torch.full_like(positions[:, :1], length - 1)], dim=1)
+        table = self.oracle.rotary
+        if table.rope_type == "dynamic":
+            table = copy.deepcopy(table)  # It remembers the lengths that it saw.
+        cos, sin = table(like, asked)
+        self.put("rotary.hook_cos", cos[:, :-1])
+        self.put("rotary.hook_sin", sin[:, :-1])
+
+    def normalise(self, x):
+        if self.oracle.kind == "gpt2":
+            x = x - x.mean(-1, keepdim=True)
+        return x, (x.square().mean(-1, keepdim=True) + self.eps()).sqrt()
+
+    def eps(self):
+        config = self.oracle.config
+        return config.layer_norm_epsilon if self.oracle.kind == "gpt2" else config.rms_norm_eps
+
+    def affine(self, x, name):
+        weights = self.oracle.weights
+        return x * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0)
+
+    def norm(self, node, x, name):
+        centred, scale = self.normalise(x)
+        normalized = self.put(f"{node}.hook_normalized", centred / self.put(f"{node}.hook_scale", scale))
+        return self.put(f"{node}.hook_out", self.affine(normalized, name))
+
+    def projection(self, name):
+        """A linear layer's weight (outputs first) and bias, split out of GPT-2's fused one where need be."""
+        weights = self.oracle.weights
+        if self.oracle.kind == "llama":
+            return weights[f"{name}.weight"], weights.get(f"{name}.bias", torch.zeros(()))
+        if name[-2:] in ("_q", "_k", "_v"):
+            part = "qkv".index(name[-1])
+            fused = f"{name[:-2]}c_attn"
+            return weights[f"{fused}.weight"].T.chunk(3)[part], weights[f"{fused}.bias"].chunk(3)[part]
+        return weights[f"{name}.weight"].T, weights[f"{name}.bias"]
+
+    def block(self, layer, resid_pre):
+        block, gpt2 = f"blocks.{layer}.", self.oracle.kind == "gpt2"
+        base = f"h.{layer}." if gpt2 else f"layers.{layer}."
+        resid_pre = self.put(f"{block}hook_resid_pre", resid_pre)
+        attn_out = self.attention(block, base, layer, resid_pre)
+        resid_mid = self.put(f"{block}hook_resid_mid", resid_pre + attn_out)
+        mlp_in = self.put(f"{block}hook_mlp_in", resid_mid)
+        normed = self.norm(f"{block}ln2", mlp_in, base + ("ln_2" if gpt2 else "post_attention_layernorm"))
+        mlp_out = self.mlp(f"{block}mlp.", f"{base}mlp.", normed)
+        mlp_out = self.put(f"{block}hook_mlp_out", mlp_out)
+        return self.put(f"{block}hook_resid_post", resid_mid + mlp_out)
+
+    def mlp(self, node, base, x):
+        def linear(x, name):
+            weight, bias = self.projection(base + name)
+            return x @ weight.T + bias
+
+        if self.oracle.kind == "gpt2":
+            pre = self.put(f"{node}hook_pre", linear(x, "c_fc"))
+            return linear(self.put(f"{node}hook_post", self.activation(pre)), "c_proj")
+        pre = self.put(f"{node}hook_pre", linear(x, "gate_proj"))
+        other = self.put(f"{node}hook_pre_linear", linear(x, "up_proj"))
+        return linear(self.put(f"{node}hook_post", self.activation(pre) * other), "down_proj")
+
+    def activation(self, x):
+        config = self.oracle.config
+        name = config.activation_function if self.oracle.kind == "gpt2" else config.hidden_act
+        if name == "silu":
+            return x / (1 + torch.exp(-x))
+        if name == "relu":
+            return x.clamp(min=0)
+        if name == "gelu":
+            return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def head_inputs(self, block, resid_pre):
+        """The inputs of q, k and v: None where the shared norm serves, else each head's own."""
+        oracle = self.oracle
+        heads = resid_pre[:, :, None, :]
+        names = [f"{block}hook_{part}_input" for part in "qkv"]
+        edited = [name in self.edits for name in names]
+        if oracle.n_kv_heads == oracle.n_heads:
+            shared = f"{block}hook_attn_in"
+            heads = self.put(shared, heads.expand(-1, -1, oracle.n_heads, -1))
+            edited = [one or shared in self.edits for one in edited]
+        counts = [oracle.n_heads, oracle.n_kv_heads, oracle.n_kv_heads]
+        inputs = [self.put(name, heads.expand(-1, -1, count, -1)) for name, count in zip(names, counts, strict=True)]
+        return [value if own else None for value, own in zip(inputs, edited, strict=True)]
+
+    def attention(self, block, base, layer, resid_pre):
+        oracle, gpt2 = self.oracle, self.oracle.kind == "gpt2"
+        attn, source = f"{block}attn.", base + ("attn." if gpt2 else "self_attn.")
+        norm_name = base + ("ln_1" if gpt2 else "input_layernorm")
+        inputs = self.head_inputs(block, resid_pre)
+        normed = self.norm(f"{block}ln1", resid_pre, norm_name)
+        names = ["_q", "_k", "_v"] if gpt2 else ["q_proj", "k_proj", "v_proj"]
+        q, k, v = (
+            self.put(f"{attn}hook_{part}", self.project(source + name, own, normed, norm_name))
+            for part, name, own in zip("qkv", names, inputs, strict=True)
+        )
+        if not gpt2:
+            q, k = (self.put(f"{attn}hook_rot_{part}", self.rotate(x)) for part, x in (("q", q), ("k", k)))
+        z = self.mix(attn, layer, q, k, v)
+        weight, bias = self.projection(source + ("c_proj" if gpt2 else "o_proj"))
+        by_head = weight.reshape(weight.shape[0], oracle.n_heads, oracle.d_head)
+        result = self.put(f"{attn}hook_result", torch.einsum("bphe,dhe->bphd", z, by_head))
+        return self.put(f"{block}hook_attn_out", result.sum(2) + bias)
+
+    def project(self, name, own, normed, norm_name):
+        weight, bias = self.projection(name)
+        by_head = weight.reshape(-1, self.oracle.d_head, weight.shape[1])
+        if own is None:
+            out = torch.einsum("bpd,hed->bphe", normed, by_head)
+        else:
+            centred, scale = self.normalise(own)
+            out = torch.einsum("bphd,hed->bphe", self.affine(centred / scale, norm_name), by_head)
+        return out + bias.reshape(-1, self.oracle.d_head) if bias.ndim else out
+
+    def rotate(self, x):
+        cos, sin = (self.nodes[f"rotary.hook_{part}"][:, :, None] for part in ("cos", "sin"))
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+    def mix(self, attn, layer, q, k, v):
+        oracle = self.oracle
+        group = oracle.n_heads // oracle.n_kv_heads
+        k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+        scores = torch.einsum("bqhe,bkhe->bhqk", q, k) * self.scale(layer)
+        scores = self.put(f"{attn}hook_attn_scores", scores.masked_fill(~self.allowed(q.shape[1]), NEVER))
+        pattern = self.put(f"{attn}hook_pattern", scores.softmax(-1).nan_to_num(nan=0.0))
+        return self.put(f"{attn}hook_z", torch.einsum("bhqk,bkhe->bqhe", pattern, v))
+
+    def scale(self, layer):
+        config = self.oracle.config
+        scaled = getattr(config, "scale_attn_weights", True)
+        by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+        return (self.oracle.d_head**-0.5 if scaled else 1.0) / (layer + 1 if by_layer else 1)
+
+    def allowed(self, count):
+        query, key = torch.arange(count)[:, None], torch.arange(count)[None, :]
+        allowed = key <= query
+        window = getattr(self.oracle.config, "sliding_window", None)
+        if window:
+            allowed = allowed & (key > query - window)
+        return allowed & self.key_mask[:, None, None, :]
+
+
+def apply_edit(value, region, numbers):
+    """Assigns into a tensor in place: `region` is a bool mask or one list of indices for each axis (their product)."""
+    numbers = torch.as_tensor(numbers, dtype=value.dtype)
+    if isinstance(region, torch.Tensor):  # The node may have grown since.
+        part = value[tuple(slice(size) for size in region.shape)]
+        part[region] = numbers.expand(region.shape)[region]
+        return
+    grid = torch.meshgrid(*(torch.tensor(indices, dtype=torch.int64) for indices in region), indexing="ij")
+    value[grid] = numbers.expand(grid[0].shape)
+
+
+def edited_module(module, change, which=None):
+    """Hooks a `transformers` module so that `change` edits its output (its first one, if a tuple) in place."""
+
+    def hook(_module, _arguments, output):
+        target = output[0] if isinstance(output, tuple) else output
+        changed = change(target.clone())
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return module.register_forward_hook(hook)

@@ -1,0 +1,41 @@
+#pragma once
+// Random models of a few thousand parameters, every one of them away from its usual start value.
+
+#include <ATen/ops/randn.h>
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "glassformer/arch/architecture.h"
+#include "glassformer/graph/model.h"
+
+namespace glassformer {
+
+inline std::shared_ptr<const Model> tiny_model(const std::string& config_json) {
+  const DescribedModel described = describe(config_json, "config.json");
+  std::map<std::string, at::Tensor> tensors;
+  const std::vector<WeightSpec> specs = weight_specs(described.config);
+  for (const WeightSpec& spec : specs) {
+    if (spec.name == "unembed.weight" && described.config.tied_unembed) continue;
+    const WeightSource source = find_source(described.architecture->weights, specs, spec);
+    std::vector<int64_t> shape = spec.shape;
+    shape[0] = source.tensor_rows;
+    if (source.layout == Layout::kColumns) std::swap(shape[0], shape[1]);
+    if (!tensors.contains(source.tensor)) tensors[source.tensor] = at::randn(shape, at::kDouble) * 0.3;
+  }
+  return Model::from_tensors(config_json, tensors, nullptr, {at::kDouble, at::kCPU});
+}
+
+inline std::shared_ptr<const Model> tiny_gpt2() {
+  return tiny_model(
+      R"({"model_type": "gpt2", "n_layer": 3, "n_embd": 12, "n_head": 3, "vocab_size": 29, "n_positions": 40})");
+}
+
+inline std::shared_ptr<const Model> tiny_llama() {
+  return tiny_model(R"({"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 20, "vocab_size": 31, "max_position_embeddings": 12, "head_dim": 6,
+    "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}, "attention_bias": true})");
+}
+
+}  // namespace glassformer
