@@ -73,12 +73,11 @@ HEADERS = $(shell find glassformer -name '*.h')
 TIDY_FILES = $(shell find glassformer -name '*.cpp')
 
 .PHONY: lint
-lint: $(STAMPS)/lint-packages $(VENV)/.stamps/lint  ## clang-format, ruff and clang-tidy, without changing anything
+lint: $(STAMPS)/lint-packages $(VENV)/.stamps/lint  ## clang-format and ruff, without changing anything (make tidy: clang-tidy)
 	@echo "clang-format: $(words $(CXX_FILES)) files"
 	@clang-format --dry-run -Werror $(CXX_FILES)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	@$(MAKE) --no-print-directory -j "$$(nproc)" tidy
 
 .PHONY: format
 format: $(STAMPS)/lint-packages $(VENV)/.stamps/lint  ## format all C++ and Python files
@@ -87,7 +86,7 @@ format: $(STAMPS)/lint-packages $(VENV)/.stamps/lint  ## format all C++ and Pyth
 	$(VENV)/bin/ruff format .
 
 .PHONY: tidy
-tidy: $(TIDY_FILES:%.cpp=build/tidy/%.ok)
+tidy: $(TIDY_FILES:%.cpp=build/tidy/%.ok)  ## clang-tidy over the library's sources (slow)
 build/tidy/%.ok: %.cpp $(HEADERS) .clang-tidy | $(BUILD)/build.ninja
 	@echo "clang-tidy $<"
 	@clang-tidy -p $(BUILD) --quiet --warnings-as-errors='*' $< 2> >(grep -v 'warnings generated\|Suppressed\|Use -header-filter' >&2)

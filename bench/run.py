@@ -85,9 +85,14 @@ class Contender:
         self.path = path
         self.name = path.stem
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
-        environment.update(PYTHONWARNINGS="ignore", TQDM_DISABLE="1", PYTHONPATH=os.environ.get("GF_PYTHON", str(ROOT / "build/release/python")))
-        self.log = tempfile.TemporaryFile("w+")
+        environment.update(
+            HF_HUB_OFFLINE="1",
+            TRANSFORMERS_OFFLINE="1",
+            TRANSFORMERS_VERBOSITY="error",
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+        )
+        environment.update(PYTHONWARNINGS="ignore", TQDM_DISABLE="1", PYTHONPATH=str(ROOT / "build/release/python"))
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [python_for(path), BENCH / "worker.py", path, json.dumps(case)],
@@ -252,7 +257,11 @@ def section(task: Task, results: list[Result], rounds: int) -> str:
 
 def machine() -> str:
     model = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
         platform.processor(),
     )
     return f"{os.cpu_count()} cores ({model})"

@@ -1,4 +1,4 @@
-"""Writes unicode_data.cpp: the general category of each code point, as the patterns of `tokenizers` see it."""
+"""Writes unicode_data.cpp: the category of each code point, as the patterns of `tokenizers` see it. Format it after."""
 
 import pathlib
 

@@ -11,9 +11,34 @@ namespace glassformer {
 namespace text {
 namespace {
 
+/// The same JSON with integers of more than 18 digits as real numbers. transformers writes "no limit" as one of 31 digits
+/// (model_max_length), which simdjson takes for damage.
+std::string large_integers_as_reals(std::string_view json) {
+  constexpr std::string_view kDigits = "0123456789";
+  std::string text;
+  for (std::size_t i = 0; i < json.size();) {
+    std::size_t end = i + 1;
+    if (json[i] == '"') {
+      while (end < json.size() && json[end] != '"') end += json[end] == '\\' ? 2 : 1;
+      end = std::min(end + 1, json.size());
+    } else if (kDigits.find(json[i]) != kDigits.npos) {
+      end = std::min(json.find_first_not_of("0123456789+-.eE", i), json.size());
+    }
+    const std::string_view part = json.substr(i, end - i);
+    text += part;
+    if (part.size() > 18 && part.find_first_not_of(kDigits) == part.npos) text += ".0";
+    i = end;
+  }
+  return text;
+}
+
 simdjson::dom::element parse(simdjson::dom::parser& parser, std::string_view json, const std::string& path) {
   simdjson::dom::element root;
-  if (const auto error = parser.parse(simdjson::padded_string(json)).get(root)) {
+  auto error = parser.parse(simdjson::padded_string(json)).get(root);
+  if (error == simdjson::NUMBER_ERROR) {
+    error = parser.parse(simdjson::padded_string(large_integers_as_reals(json))).get(root);
+  }
+  if (error) {
     throw FileError(path, str("is not JSON: ", simdjson::error_message(error)));
   }
   if (!root.is_object()) throw FileError(path, "is not a JSON object");

@@ -9,7 +9,8 @@ namespace py = pybind11;
 namespace glassformer {
 
 void bind_model(py::module_& module) {
-  py::class_<Rope>(module, "Rope", "Rotary position embedding: how many dimensions of a head turn, by which base and scaling.")
+  py::class_<Rope>(module, "Rope",
+                   "Rotary position embedding: how many dimensions of a head turn, by which base and scaling.")
       .def_readonly("dims", &Rope::dims)
       .def_readonly("base", &Rope::base)
       .def_readonly("factor", &Rope::factor)
@@ -39,7 +40,8 @@ void bind_model(py::module_& module) {
         const DescribedModel described = describe(config_json, "config.json");
         const auto weights = Weights::without_values(described);
         std::vector<std::tuple<std::string, std::string, std::vector<std::string>>> nodes;
-        for (const Node& node : Graph::build(described.config, *weights)->nodes()) {
+        const auto graph = Graph::build(described.config, *weights);
+        for (const Node& node : graph->nodes()) {
           std::vector<std::string> steps;
           for (const Step* step : {&node.open, &node.fast})
             if (step->run) steps.push_back(step->text);

@@ -17,7 +17,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FRANCE, ITALY = "The capital of France is", "The capital of Italy is"
+LOOP = "hi"  # The demo's model goes on after it for as long as one lets it.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # Threads that wait for each other only cost time here.
 COMMANDS = ["info", "tokens", "nodes", "generate", "lens", "attention", "patch", "explain"]
+
+
+def start(*command, **options):
+    """Runs a command to its end."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT, "timeout": 120, **options}
+    if "input" not in options:
+        options["stdin"] = subprocess.DEVNULL
+    return subprocess.run([str(part) for part in command], text=True, **options)
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +44,9 @@ def run(program):
 
     @cache
     def once(*arguments):
-        return subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
-        )
+        return start(program, *arguments)
 
-    return lambda *arguments: once(*(str(argument) for argument in arguments))
+    return lambda *arguments: once(*map(str, arguments))
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +63,24 @@ def ask(run, demo_model):
 
 
 @pytest.fixture(scope="session")
+def report(program, demo_model, tmp_path_factory):
+    """The demo's explanation, with its page written through a link over an old file: JSON, the folder."""
+    folder = tmp_path_factory.mktemp("report")
+    page, link = folder / "page.html", folder / "link.html"
+    page.write_text("old")
+    page.chmod(0o640)
+    link.symlink_to(page)
+    result = start(program, "explain", demo_model, FRANCE, "--vs", ITALY, "--html", link, "--json")
+    assert result.returncode == 0 and result.stderr == ""
+    return json.loads(result.stdout), folder
+
+
+@pytest.fixture(scope="session")
+def explained(report):
+    return report[0]
+
+
+@pytest.fixture(scope="session")
 def python_model(demo_model):
     glassformer = pytest.importorskip("glassformer")
     return glassformer.load(str(demo_model))
@@ -62,7 +88,7 @@ def python_model(demo_model):
 
 def in_terminal(program, *arguments, interrupt_after=None, env=None):
     """Runs the program with a terminal of 80 columns: exit code, standard output, standard error."""
-    environment = {**os.environ, "TERM": "xterm", **(env or {})}
+    environment = {**ENVIRONMENT, "TERM": "xterm", **(env or {})}
     main, side = pty.openpty()
     error_main, error_side = pty.openpty()
     for terminal in (side, error_side):
@@ -145,9 +171,7 @@ def test_tokens(ask):
 
 
 def test_tokens_of_standard_input(program, demo_model, ask):
-    result = subprocess.run(
-        [program, "tokens", demo_model, "-", "--json"], input=FRANCE, capture_output=True, text=True
-    )
+    result = start(program, "tokens", demo_model, "-", "--json", input=FRANCE)
     assert json.loads(result.stdout) == ask("tokens", FRANCE)
 
 
@@ -165,8 +189,8 @@ def test_texts_are_taken_as_they_are(ask, run, demo_model, text):
 
 @pytest.mark.parametrize("arguments", [["info"], ["tokens", FRANCE], ["explain", "--help"], ["nodes", "--help"]])
 def test_starts_without_libtorch(program, demo_model, arguments):
-    command = [program, arguments[0], str(demo_model), *arguments[1:]]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LD_DEBUG": "files"})
+    environment = {**ENVIRONMENT, "LD_DEBUG": "files"}
+    result = start(program, arguments[0], demo_model, *arguments[1:], env=environment)
     assert result.returncode == 0
     assert "libglassformer_files" in result.stderr
     assert "libtorch" not in result.stderr and "libc10" not in result.stderr
@@ -177,7 +201,7 @@ def test_starts_without_libtorch(program, demo_model, arguments):
 
 def test_nodes(ask, python_model):
     nodes = ask("nodes")
-    assert [node["name"] for node in nodes] == [node.name for node in python_model.nodes]
+    assert [node["name"] for node in nodes] == [node.name for node in python_model.nodes()]
     by_name = {node["name"]: node for node in nodes}
     z = by_name["blocks.0.attn.hook_z"]
     assert z["axes"] == ["batch", "pos", "head", "d_head"] and z["sizes"] == [None, None, 9, 64]
@@ -229,31 +253,30 @@ def test_generate_stops(ask):
 
 def test_generate_draws(ask):
     draws = [
-        ask("generate", FRANCE, "-n", "8", "--temperature", temperature, "--seed", seed)["results"][0]["ids"]
+        ask("generate", FRANCE, "-n", "6", "--temperature", temperature, "--seed", seed)["results"][0]["ids"]
         for temperature, seed in (("1.5", "1"), ("1.50", "1"), ("1.5", "2"))
     ]
     assert draws[0] == draws[1] != draws[2]
     assert ask("generate", FRANCE, "-n", "4", "--top-k", "1")["results"][0]["text"].startswith(" Paris")
 
 
-def test_lens(ask):
+def test_lens(ask, explained):
     lens = ask("lens", FRANCE, "--target", " Paris")
     assert lens["layers"] == ["embed", *map(str, range(30))] and lens["positions"] == [0, 1, 2, 3, 4]
     assert lens["top"][-1][-1][0]["token"] == " Paris" and lens["target"]["rank"][-1][-1] == 0
     assert lens["target"]["probability"][-1][-1] == pytest.approx(lens["top"][-1][-1][0]["probability"], abs=1e-6)
-    explained = ask("explain", FRANCE, "--vs", ITALY)["lens"]
     assert [[scores[0]["id"] for scores in row] for row in lens["top"]] == [
-        [score["id"] for score in row] for row in explained["top"]
+        [score["id"] for score in row] for row in explained["lens"]["top"]
     ]
     last = ask("lens", FRANCE, "--top-k", "3")
     assert last["positions"] == [4]
     assert [row[0][0]["id"] for row in last["top"]] == [row[-1][0]["id"] for row in lens["top"]]
 
 
-def test_attention(ask, python_model):
+def test_attention(ask, explained, python_model):
     heads = ask("attention", FRANCE, "--heads", "4")["heads"]
-    explained = ask("explain", FRANCE, "--vs", ITALY)["heads"][:4]
-    assert [(head["layer"], head["head"]) for head in heads] == [(head["layer"], head["head"]) for head in explained]
+    strongest = [(head["layer"], head["head"]) for head in explained["heads"]]
+    assert [(head["layer"], head["head"]) for head in heads] == strongest[:4]
     layer, head = heads[0]["layer"], heads[0]["head"]
     one = ask("attention", FRANCE, "--layer", str(layer), "--head", str(head))["heads"]
     assert len(one) == 1 and one[0]["pattern"] == heads[0]["pattern"]
@@ -263,12 +286,11 @@ def test_attention(ask, python_model):
     assert len(ask("attention", FRANCE, "--layer", "-1")["heads"]) == 9
 
 
-def test_patch(ask):
+def test_patch(ask, explained):
     patch = ask("patch", FRANCE, ITALY)
     assert patch["answer"]["token"] == " Paris" and patch["versus"]["token"] == " Rome"
     assert patch["axes"] == ["layer", "pos"] and len(patch["recovered"]) == 30
-    explained = ask("explain", FRANCE, "--vs", ITALY)["patching"]
-    for found, expected in zip(patch["recovered"], explained["recovered"], strict=True):
+    for found, expected in zip(patch["recovered"], explained["patching"]["recovered"], strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
     assert patch["recovered"][0] == pytest.approx([0, 0, 0, 1, 0], abs=1e-4)
 
@@ -289,30 +311,35 @@ def test_patch_of_heads(ask, python_model):
     assert all_heads["axes"] == ["layer"] and len(all_heads["recovered"]) == 30
 
 
-@pytest.mark.parametrize(
-    ("prompt", "versus", "answer", "versus_answer"),
-    [
-        (FRANCE, ITALY, " Paris", " Rome"),
-        ("The opposite of hot is", "The opposite of big is", " cold", " small"),
-        ("Two plus two equals", "Two plus three equals", None, None),
-    ],
-)
-def test_explain(ask, prompt, versus, answer, versus_answer):
-    found = ask("explain", prompt, "--vs", versus)
-    top, other = found["next_tokens"][0], found["versus_next_tokens"][0]
-    if answer:
-        assert (top["token"], other["token"]) == (answer, versus_answer)
-    assert found["attribution"]["sum"] == pytest.approx(top["logit"], rel=1e-4, abs=1e-4)
+def check_explanation(found, answer, versus_answer):
+    top = found["next_tokens"][0]
+    assert (top["token"], found["versus_next_tokens"][0]["token"]) == (answer, versus_answer)
     parts = sum(component["logit"] for component in found["attribution"]["components"])
     assert parts == pytest.approx(found["attribution"]["sum"], abs=1e-6)
-    patching = found["patching"]
-    assert len(patching["recovered"]) == 30 and len(patching["recovered"][0]) == len(found["prompt"]["ids"])
-    for column, (a, b) in enumerate(zip(found["prompt"]["ids"], found["versus"]["ids"], strict=True)):
-        if a == b and patching["recovered"][0][column] is not None:
-            assert patching["recovered"][0][column] == pytest.approx(0, abs=1e-5)
+    assert parts == pytest.approx(top["logit"], abs=1e-4)
+    recovered = found["patching"]["recovered"]
+    assert len(recovered) == 30 and all(math.isfinite(value) for row in recovered for value in row)
+    same = [a == b for a, b in zip(found["prompt"]["ids"], found["versus"]["ids"], strict=True)]
+    assert same.count(False) == 1  # So before the first block that one position carries everything.
+    assert recovered[0] == pytest.approx([0 if equal else 1 for equal in same], abs=1e-4)
     for head in found["heads"]:
         for row in head["pattern"]:
             assert sum(row) == pytest.approx(1, abs=1e-4)
+
+
+def test_explain(explained):
+    check_explanation(explained, " Paris", " Rome")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "versus", "answer", "versus_answer"),
+    [
+        ("The opposite of up is", "The opposite of black is", " down", " white"),
+        ("The capital of Japan is", "The capital of Spain is", " Tokyo", " Madrid"),
+    ],
+)
+def test_explain_others(ask, prompt, versus, answer, versus_answer):
+    check_explanation(ask("explain", prompt, "--vs", versus), answer, versus_answer)
 
 
 def test_explain_without_a_second_prompt(ask):
@@ -322,32 +349,18 @@ def test_explain_without_a_second_prompt(ask):
     assert sum(score["probability"] for score in found["next_tokens"]) < 1
 
 
-def test_explain_as_text(run, demo_model):
-    text = run("explain", demo_model, FRANCE, "--vs", ITALY).stdout
-    assert "answers “ Paris”" in text and "“ Rome”" in text and "\x1b" not in text
+def test_the_page_holds_the_same_numbers(report):
+    found, folder = report
+    page = (folder / "page.html").read_text()
+    embedded = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page, re.S)
+    assert json.loads(embedded.group(1)) == found
 
 
-def test_the_page_holds_the_same_numbers(program, demo_model, tmp_path, ask):
-    page = tmp_path / "report.html"
-    result = subprocess.run(
-        [program, "explain", demo_model, FRANCE, "--vs", ITALY, "--html", page, "--json"],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0 and result.stderr == ""
-    embedded = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page.read_text(), re.S)
-    assert json.loads(embedded.group(1)) == json.loads(result.stdout)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_a_page_replaces_the_old_one_and_keeps_links_and_modes(program, demo_model, tmp_path):
-    page, link = tmp_path / "page.html", tmp_path / "link.html"
-    page.write_text("old")
-    page.chmod(0o640)
-    link.symlink_to(page)
-    subprocess.run([program, "explain", demo_model, "Hello", "--html", link], capture_output=True, check=True)
-    assert link.is_symlink() and page.read_text().startswith("<!")
-    assert stat.S_IMODE(page.stat().st_mode) == 0o640
+def test_the_page_replaces_the_old_one_and_keeps_links_and_modes(report):
+    _, folder = report
+    assert sorted(path.name for path in folder.iterdir()) == ["link.html", "page.html"]
+    assert (folder / "link.html").is_symlink()
+    assert stat.S_IMODE((folder / "page.html").stat().st_mode) == 0o640
 
 
 # ---- Wrong input ----
@@ -382,6 +395,7 @@ WRONG = {
     "lengths, patch": (["patch", "MODEL", FRANCE, "Hello"], "5", "1"),
     "target of several tokens": (["lens", "MODEL", FRANCE, "--target", "Paris and Rome"], "--target", "and", "Rome"),
     "answer of several tokens": (["patch", "MODEL", FRANCE, ITALY, "--answer", "Paris and Rome"], "--answer"),
+    "one answer, explain": (["explain", "MODEL", FRANCE, "--vs", FRANCE], "Paris"),
     "one answer": (["patch", "MODEL", FRANCE, FRANCE], "same token", "Paris"),
     "layer": (["attention", "MODEL", FRANCE, "--layer", "30"], "layer 30", "29"),
     "layer, patch": (["patch", "MODEL", FRANCE, ITALY, "--layer", "-31"], "layer -31"),
@@ -422,14 +436,12 @@ def test_a_damaged_file_is_one_line(run, demo_model, tmp_path):
 
 def test_full_disk(program, demo_model):
     with open("/dev/full", "w") as full:
-        result = subprocess.run([program, "info", demo_model], stdout=full, stderr=subprocess.PIPE, text=True)
+        result = start(program, "info", demo_model, stdout=full)
     assert result.returncode == 1 and result.stderr.count("\n") == 1
 
 
 def test_a_closed_pipe_is_quiet(program, demo_model):
-    result = subprocess.run(
-        ["bash", "-c", '"$0" info "$1" --weights | head -1', program, str(demo_model)], capture_output=True, text=True
-    )
+    result = start("bash", "-c", '"$0" info "$1" --weights | head -1', program, demo_model)
     assert result.stderr == "" and result.stdout.count("\n") == 1
 
 
@@ -439,50 +451,45 @@ def test_a_closed_pipe_is_quiet(program, demo_model):
 def test_terminal(program, demo_model):
     code, out, err = in_terminal(program, "explain", demo_model, FRANCE, "--vs", ITALY)
     assert code == 0 and "\x1b[" in out and "patching" in err and err.endswith("\r\x1b[K")
-    assert max(len(re.sub("\x1b\\[[0-9;]*m", "", line)) for line in out.splitlines()) <= 80
-    code, out, err = in_terminal(program, "lens", demo_model, FRANCE, env={"NO_COLOR": "1"})
-    assert code == 0 and "\x1b" not in out
+    plain = re.sub("\x1b\\[[0-9;]*m", "", out)
+    assert "answers “ Paris”" in plain and "“ Rome”" in plain
+    assert max(map(len, plain.splitlines())) <= 80
 
 
-def test_json_has_no_colour(program, demo_model):
+def test_no_colour(program, demo_model):
+    code, out, _ = in_terminal(program, "lens", demo_model, FRANCE, env={"NO_COLOR": "1"})
+    assert code == 0 and "·Paris" in out and "\x1b" not in out
     code, out, _ = in_terminal(program, "info", demo_model, "--json")
     assert code == 0 and json.loads(out)["architecture"] == "llama"
 
 
-def test_interrupted_generation_gives_what_it_has(program, demo_model, python_model):
-    code, out, _ = in_terminal(program, "generate", demo_model, FRANCE, "-n", "4000", interrupt_after=20)
-    assert code == 130
-    assert out.endswith("\n") and out.startswith(" Paris") and 20 <= len(out.encode()) < 4000
-
-
-def test_interrupted_json_is_whole(program, demo_model):
+def interrupted(program, *arguments, after):
     process = subprocess.Popen(
-        [program, "generate", demo_model, FRANCE, "-n", "4000", "--stop", "\x00", "--json"],
+        [str(part) for part in (program, *arguments)],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=ENVIRONMENT,
     )
-    time.sleep(4)
+    time.sleep(after)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and err == ""
+    return out
+
+
+def test_interrupted_generation_gives_what_it_has(program, demo_model):
+    code, out, _ = in_terminal(program, "generate", demo_model, LOOP, "-n", "4000", interrupt_after=20)
+    assert code == 130 and out.endswith("\n") and 20 < len(out) < 4000
+
+
+def test_interrupted_json_is_whole(program, demo_model):
+    out = interrupted(program, "generate", demo_model, LOOP, "-n", "4000", "--json", after=4)
     result = json.loads(out)["results"][0]
-    assert result["finish"] == "interrupted" or result["finish"] == "stop token"
+    assert result["finish"] == "interrupted" and len(result["ids"]) < 4000
 
 
 def test_interrupt_is_quiet(program, demo_model):
-    process = subprocess.Popen(
-        [program, "patch", demo_model, FRANCE, ITALY, "--activation", "z", "--by-head"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and out == "" and err == ""
-
-
-def test_numbers_are_finite(ask):
-    found = ask("explain", FRANCE, "--vs", ITALY)
-    assert all(math.isfinite(value) for row in found["patching"]["recovered"] for value in row)
+    patch = ["patch", demo_model, FRANCE, ITALY, "--activation", "z", "--by-head"]
+    assert interrupted(program, *patch, after=1.5) == ""

@@ -164,7 +164,7 @@ def test_mistral_has_a_window_unless_its_config_says_no(tmp_path):
     def ends_alike(config):
         file.write_text(json.dumps(config))
         first, second = glassformer.load(tmp_path).trace(tokens).logits_at(-1)
-        return torch.equal(first, second)
+        return error(first, second) < 1e-6
 
     assert not ends_alike({**config, "sliding_window": None})
     assert ends_alike({**config, "sliding_window": window})
