@@ -5,7 +5,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 # One pip at a time; only clang-tidy runs side by side.
-ifneq ($(MAKECMDGOALS),tidy)
+ifeq ($(MAKECMDGOALS),tidy)
+MAKEFLAGS += -j$(shell nproc)
+else
 .NOTPARALLEL:
 endif
 

@@ -73,9 +73,10 @@ class Texts {
     return continuation(tokenizer_, prompts_[i].ids, result.ids);
   }
 
-  void print_new(const std::vector<Generated>& results, bool ended) {
+  void print_new(const std::vector<Generated>& results, bool ended, Progress& progress) {
     if (results.size() == 1) return stream(results.front(), ended);
     for (; next_ < results.size() && (ended || !results[next_].finish.empty()); ++next_) {
+      progress.clear();
       print((next_ > 0 ? "\n" : "") + bold(glassformer::quoted(prompts_[next_].text)) + "\n");
       print(harmless(text(next_, results[next_])) + "\n");
       std::cout.flush();
@@ -137,7 +138,7 @@ int run(const GenerateArguments& arguments) {
         progress.show("generating", step, options.max_new_tokens);
       else
         progress.clear();
-      if (!arguments.json) texts.print_new(generation.results(), false);
+      if (!arguments.json) texts.print_new(generation.results(), false, progress);
     }
   } catch (const Interrupted&) {
   }
@@ -146,7 +147,7 @@ int run(const GenerateArguments& arguments) {
     const Json seed = options.seed ? Json(*options.seed) : Json(nullptr);
     print_json({{"model", model->name()}, {"seed", seed}, {"results", texts.json(generation.results())}});
   } else {
-    texts.print_new(generation.results(), true);
+    texts.print_new(generation.results(), true, progress);
   }
   return was_interrupted() ? kInterrupted : kSuccess;
 }

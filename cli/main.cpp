@@ -1,5 +1,7 @@
 // The program: a table of commands.
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
@@ -173,9 +175,7 @@ int main(int count, char** values) {
   std::ios::sync_with_stdio(false);
   const int code = glassformer::cli::guarded(std::vector<std::string>(values + 1, values + count));
   std::cout.flush();
-  if (!std::cout && code == glassformer::cli::kSuccess) {
-    std::cerr << "glassformer: standard output can't be written\n";
-    return glassformer::cli::kFailure;
-  }
-  return code;
+  const bool lost = !std::cout && code == glassformer::cli::kSuccess;
+  if (lost) std::cerr << "glassformer: standard output can't be written\n";
+  _exit(lost ? glassformer::cli::kFailure : code);  // Past libtorch's clean-up, which frees what ends anyway.
 }

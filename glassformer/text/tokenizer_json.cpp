@@ -11,8 +11,8 @@ namespace glassformer {
 namespace text {
 namespace {
 
-/// The same JSON with integers of more than 18 digits as real numbers. transformers writes "no limit" as one of 31 digits
-/// (model_max_length), which simdjson takes for damage.
+/// The same JSON with integers of more than 18 digits as real numbers. transformers writes "no limit" as one of 31
+/// digits (model_max_length), which simdjson takes for damage.
 std::string large_integers_as_reals(std::string_view json) {
   constexpr std::string_view kDigits = "0123456789";
   std::string text;

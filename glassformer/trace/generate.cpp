@@ -46,7 +46,7 @@ Generation::Generation(std::vector<Trace*> traces, GenerateOptions options)
   check_sampler(options_.sampler);
   const Model& model = traces_.front()->model();
   stop_tokens_ = options_.stop_tokens.value_or(model.eos_ids());
-  if (options_.seed) generator_ = at::detail::createCPUGenerator(*options_.seed);
+  if (options_.seed) generator_ = std::make_shared<at::Generator>(at::detail::createCPUGenerator(*options_.seed));
   for (const StepEdit& edit : options_.edits) model.graph().find(edit.node);
   for (const std::string& text : options_.stop_strings)
     if (text.empty()) throw InputError("a stop string is empty");
@@ -107,7 +107,7 @@ std::vector<int64_t> Generation::step() {
   for (const Generated& result : results_)
     rows.push_back(result.finish.empty() ? logits[next++].squeeze(1)
                                          : at::zeros({1, logits.front().size(2)}, logits.front().options()));
-  const at::Tensor drawn = sample(at::cat(rows, 0), texts_, options_.sampler, generator_).to(at::kCPU);
+  const at::Tensor drawn = sample(at::cat(rows, 0), texts_, options_.sampler, generator_.get()).to(at::kCPU);
   for (size_t i = 0; i < traces_.size(); ++i) {
     if (!results_[i].finish.empty()) continue;
     ids[i] = drawn[static_cast<int64_t>(i)].item<int64_t>();

@@ -49,7 +49,7 @@ class Generation {
   std::vector<Trace*> traces_;
   GenerateOptions options_;
   std::vector<int64_t> stop_tokens_;
-  std::optional<at::Generator> generator_;
+  std::shared_ptr<at::Generator> generator_;  // Of the seed; null: torch's own.
   std::vector<Generated> results_;
   std::vector<std::vector<int64_t>> texts_;
   std::vector<int64_t> begins_;     // Where the current step's positions start.

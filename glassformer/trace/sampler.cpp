@@ -1,6 +1,7 @@
 #include "glassformer/trace/sampler.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/Generator.h>
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/multinomial.h>
 #include <ATen/ops/softmax.h>
@@ -103,7 +104,7 @@ void check_sampler(const SamplerOptions& options) {
 }
 
 at::Tensor sample(const at::Tensor& logits, std::span<const std::vector<int64_t>> texts, const SamplerOptions& options,
-                  const std::optional<at::Generator>& generator) {
+                  const at::Generator* generator) {
   SamplerOptions rules = options;
   if (rules.temperature == 0.0) rules.sample = false;
   // transformers goes over to float32 before the rules; TransformerLens before the draw.
@@ -111,7 +112,9 @@ at::Tensor sample(const at::Tensor& logits, std::span<const std::vector<int64_t>
   at::Tensor scores = logits.to(lens ? logits.scalar_type() : at::kFloat, false, true);
   apply_rules(scores, texts, rules);
   if (!rules.sample) return at::argmax(scores, -1);
-  return at::multinomial(at::softmax(scores.to(at::kFloat), -1), 1, false, generator).squeeze(1);
+  return at::multinomial(at::softmax(scores.to(at::kFloat), -1), 1, false,
+                         generator == nullptr ? std::nullopt : std::optional(*generator))
+      .squeeze(1);
 }
 
 }  // namespace glassformer

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 #include <optional>
@@ -33,6 +32,6 @@ void check_sampler(const SamplerOptions& options);
 /// far. Draws come from `generator`, or from torch's own where it is missing, one call of multinomial for the whole
 /// batch: the same seed gives the same tokens as transformers, or TransformerLens with its order.
 at::Tensor sample(const at::Tensor& logits, std::span<const std::vector<int64_t>> texts, const SamplerOptions& options,
-                  const std::optional<at::Generator>& generator = std::nullopt);
+                  const at::Generator* generator = nullptr);
 
 }  // namespace glassformer
