@@ -228,14 +228,3 @@ def apply_edit(value, region, numbers):
         return
     grid = torch.meshgrid(*(torch.tensor(indices, dtype=torch.int64) for indices in region), indexing="ij")
     value[grid] = numbers.expand(grid[0].shape)
-
-
-def edited_module(module, change, which=None):
-    """Hooks a `transformers` module so that `change` edits its output (its first one, if a tuple) in place."""
-
-    def hook(_module, _arguments, output):
-        target = output[0] if isinstance(output, tuple) else output
-        changed = change(target.clone())
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    return module.register_forward_hook(hook)
