@@ -1,6 +1,7 @@
 #include "glassformer/graph/graph.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <optional>
 
@@ -9,7 +10,26 @@
 namespace glassformer {
 namespace {
 
-// "resid_pre3" -> ("resid_pre", 3), "z-1" -> ("z", -1), "scale4ln1" -> ("ln1.hook_scale", 4).
+// TransformerLens' other names of nodes and of the parts of a layer.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kOtherNames = {{{"attn", "pattern"},
+                                                                                       {"attn_logits", "attn_scores"},
+                                                                                       {"key", "k"},
+                                                                                       {"query", "q"},
+                                                                                       {"value", "v"},
+                                                                                       {"mlp_pre", "pre"},
+                                                                                       {"mlp_mid", "mid"},
+                                                                                       {"mlp_post", "post"}}};
+constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kOtherParts = {
+    {{"a", "attn"}, {"attention", "attn"}, {"m", "mlp"}, {"b", ""}, {"block", ""}, {"blocks", ""}}};
+
+template <size_t kSize>
+std::string usual(const std::array<std::pair<std::string_view, std::string_view>, kSize>& others, std::string_view name) {
+  for (const auto& [other, usual_name] : others)
+    if (other == name) return std::string(usual_name);
+  return std::string(name);
+}
+
+// "resid_pre3" -> ("resid_pre", 3), "z-1" -> ("z", -1), "key2" -> ("k", 2), "scale4ln1" -> ("ln1.hook_scale", 4).
 struct ShortName {
   std::string name;
   int64_t layer = 0;
@@ -19,11 +39,11 @@ std::optional<ShortName> parse_short(std::string_view text) {
   const size_t digits = text.find_first_of("0123456789");
   if (digits == std::string_view::npos || digits == 0) return std::nullopt;
   const size_t start = text[digits - 1] == '-' ? digits - 1 : digits;
-  ShortName parsed{std::string(text.substr(0, start)), 0};
+  ShortName parsed{usual(kOtherNames, text.substr(0, start)), 0};
   const auto [end, error] = std::from_chars(text.data() + start, text.data() + text.size(), parsed.layer);
   if (error != std::errc() || parsed.name.empty()) return std::nullopt;
-  const std::string_view part(end, static_cast<size_t>(text.data() + text.size() - end));
-  if (!part.empty()) parsed.name = std::string(part) + ".hook_" + parsed.name;
+  const std::string part = usual(kOtherParts, {end, static_cast<size_t>(text.data() + text.size() - end)});
+  if (!part.empty()) parsed.name = part + ".hook_" + parsed.name;
   return parsed;
 }
 
@@ -68,7 +88,7 @@ std::string Graph::resolve(std::string_view name) const {
   };
   if (std::string found = with_hook(std::string(name)); !found.empty()) return found;
   const std::optional<ShortName> parsed = parse_short(name);
-  if (!parsed) return "";
+  if (!parsed) return with_hook("ln_final." + std::string(name));  // "scale" and "normalized" without a layer.
   const int64_t layer = parsed->layer < 0 ? parsed->layer + n_layers_ : parsed->layer;
   const std::string block = "blocks." + std::to_string(layer) + ".";
   for (const char* part : {"", "attn.", "mlp."})

@@ -20,8 +20,9 @@ class Graph {
   const std::vector<Node>& nodes() const { return nodes_; }
   const Node& node(NodeId id) const { return nodes_[static_cast<size_t>(id)]; }
   /// The node with this name: whole ("blocks.3.attn.hook_z"), without "hook_" ("blocks.3.attn.z"), or short with its
-  /// layer
-  /// ("z3", "resid_pre3"; negative layers count from the end: "resid_pre-1"). `NameError` with the nearest names.
+  /// layer ("z3", "resid_pre3"; negative layers count from the end: "resid_pre-1"), with the other names that
+  /// TransformerLens takes ("key3", "mlp_post3", "scale3ln1"; "scale" for ln_final's). `NameError` with the nearest
+  /// names.
   NodeId find(std::string_view name) const;
   bool has(std::string_view name) const;
   /// Whether an edit of `from` can change `to` (a node does not reach itself).

@@ -99,7 +99,9 @@ def make_config(name, **changes):
 @functools.cache
 def _built(name, seed, changes):
     config = make_config(name, **dict(changes))
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
