@@ -23,7 +23,8 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kOtherPar
     {{"a", "attn"}, {"attention", "attn"}, {"m", "mlp"}, {"b", ""}, {"block", ""}, {"blocks", ""}}};
 
 template <size_t kSize>
-std::string usual(const std::array<std::pair<std::string_view, std::string_view>, kSize>& others, std::string_view name) {
+std::string usual(const std::array<std::pair<std::string_view, std::string_view>, kSize>& others,
+                  std::string_view name) {
   for (const auto& [other, usual_name] : others)
     if (other == name) return std::string(usual_name);
   return std::string(name);
