@@ -21,6 +21,7 @@ set(public_headers
     graph/weights.h
     trace/batch.h
     trace/generate.h
+    trace/hook.h
     trace/region.h
     trace/sampler.h
     trace/trace.h

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "glassformer/base/errors.h"
+#include "glassformer/trace/joint_hook.h"
 
 namespace glassformer {
 
@@ -79,6 +80,28 @@ void Batch::set(std::string_view name, const at::Tensor& value, const Region& re
     };
     traces_[i].set(name, own(values), Region::where(own(covered).contiguous()));
   }
+}
+
+void Batch::hook(std::string_view name, HookFunction function, const HookOptions& options) {
+  const NodeId node = model().graph().find(name);
+  const auto joint = std::make_shared<JointHook>();
+  joint->size = traces_.size();
+  for (const Trace& trace : traces_) trace.state_->require_editable();
+  for (Trace& trace : traces_) {
+    auto edit = std::make_shared<Edit>();
+    edit->kind = Edit::Kind::kHook;
+    edit->node = node;
+    edit->hook = Hook{function, options, joint};
+    trace.state_->add(std::move(edit));
+  }
+}
+
+void Batch::run(std::string_view until) {
+  const NodeId last = model().graph().find(until);
+  std::vector<TraceState*> states;
+  for (Trace& trace : traces_) states.push_back(trace.state_.get());
+  for (NodeId node : hooked_nodes(states, last)) resolve(states, node);
+  read_all(pointers(), until);
 }
 
 void Batch::unset(std::string_view node) {

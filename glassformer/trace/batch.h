@@ -35,6 +35,12 @@ class Batch {
   at::Tensor logits_at(int64_t position) { return read_at("logits", position).squeeze(1); }
   /// Puts `value` into a region of the padded node; what falls on padding is dropped.
   void set(std::string_view node, const at::Tensor& value, const Region& region = {});
+  /// Puts a function onto a node of all traces. It is called once for all of them, with the padded tensor, whose
+  /// padding is dropped from what it returns. A trace of the batch that is read alone while the hook is still to be
+  /// called raises `UnavailableError`.
+  void hook(std::string_view node, HookFunction function, const HookOptions& options = {});
+  /// Calls every hook on nodes up to `until`, needed or not, and computes `until`.
+  void run(std::string_view until = "logits");
   void unset(std::string_view node);
   Batch fork() const;
 

@@ -56,6 +56,11 @@ Generation::Generation(std::vector<Trace*> traces, GenerateOptions options)
     if (trace->batch() != 1)
       throw InputError(str("generation takes traces of one sequence each; found ", trace->batch()));
     const at::Tensor tokens = trace->tokens().to(at::kCPU).contiguous();
+    for (const StepHook& hook : options_.hooks) {
+      HookOptions when{hook.steps, trace->n_segments() - 1};
+      for (int64_t& step : when.segments) step += when.first_segment;
+      trace->hook(hook.node, hook.function, when);
+    }
     texts_.emplace_back(tokens.const_data_ptr<int64_t>(), tokens.const_data_ptr<int64_t>() + tokens.numel());
     begins_.push_back(0);
     if (options_.max_new_tokens == 0) results_[texts_.size() - 1].finish = "length";

@@ -17,6 +17,14 @@ struct StepEdit {
   std::vector<int64_t> steps;  // Empty: every step.
 };
 
+/// A function on a node while generating: called at each of these steps with the node's value at the step's positions,
+/// the prompt's at step 0, the one new token's later.
+struct StepHook {
+  std::string node;
+  HookFunction function;
+  std::vector<int64_t> steps;  // Empty: every step.
+};
+
 struct GenerateOptions {
   int64_t max_new_tokens = 20;
   SamplerOptions sampler;
@@ -24,6 +32,7 @@ struct GenerateOptions {
   std::optional<std::vector<int64_t>> stop_tokens;  // Missing: the model's end-of-text tokens.
   std::vector<std::string> stop_strings;            // End a text as soon as one stands in what was generated.
   std::vector<StepEdit> edits;
+  std::vector<StepHook> hooks;  // Called for each text by itself.
 };
 
 struct Generated {

@@ -31,10 +31,17 @@ int64_t Lineage::length_class() const {
   return 0;
 }
 
+LineageKey Lineage::key() const {
+  LineageKey key;
+  key.reserve(influences_.size());
+  for (const Influence& influence : influences_) key.emplace_back(influence.edit->id, influence.from);
+  return key;
+}
+
 Lineages::Lineages(std::shared_ptr<const Graph> graph) : graph_(std::move(graph)) { root_ = &intern({}); }
 
 Lineage& Lineages::intern(std::vector<Influence> influences) {
-  Key key;
+  LineageKey key;
   key.reserve(influences.size());
   for (const Influence& influence : influences) key.emplace_back(influence.edit->id, influence.from);
   std::unique_ptr<Lineage>& lineage = lineages_[key];
@@ -57,6 +64,7 @@ int64_t Lineages::effect_on(const Influence& influence, const Lineage& lineage, 
   for (const Influence& other : lineage.influences()) {
     const Edit& edit = *other.edit;
     if (&edit == influence.edit || !edit.overlay || !edit.overlay->sees_later_keys()) continue;
+    if (influence.from >= edit.overlay->n_keys()) continue;  // It gives no weight to keys as late as these.
     const NodeId mixed = graph_->mixed_by(edit.node);
     const bool below = influence.edit->node < edit.node && graph_->reaches(influence.edit->node, mixed);
     const bool same_weighting = graph_->mixed_by(influence.edit->node) == mixed;
@@ -87,17 +95,24 @@ const std::vector<Span>& Lineages::spans(Lineage& lineage, NodeId node) {
   return lineage.spans_.emplace(node, std::move(spans)).first->second;
 }
 
+Lineage& Lineages::before(Lineage& lineage, NodeId node, int64_t end) {
+  Lineage* last = root_;
+  for (const Span& span : spans(lineage, node))
+    if (span.begin < end) last = span.lineage;
+  return *last;
+}
+
 void Lineages::forget(Edit& edit) {
   const std::vector<Lineage*> ended = std::move(edit.lineages);
   edit.lineages.clear();
   for (Lineage* lineage : ended) {
-    Key key;
-    for (const Influence& influence : lineage->influences()) {
-      key.emplace_back(influence.edit->id, influence.from);
-      std::erase(influence.edit->lineages, lineage);
-    }
+    const LineageKey key = lineage->key();
+    for (const Influence& influence : lineage->influences()) std::erase(influence.edit->lineages, lineage);
     lineages_.erase(key);
   }
+  if (edit.hook)
+    for (const auto& [hash, call] : edit.hook->calls)
+      if (call.result.overlay) forget(*call.result.overlay);
 }
 
 }  // namespace glassformer

@@ -5,33 +5,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "glassformer/graph/graph.h"
 #include "glassformer/trace/cell.h"
-#include "glassformer/trace/region.h"
+#include "glassformer/trace/edit.h"
 
 namespace glassformer {
-
-class Lineage;
-
-/// Something that makes the traces holding it differ from the family's first trace.
-struct Edit {
-  enum class Kind {
-    kOverlay,  // Numbers in a region of a node.
-    kTokens,   // Other tokens from a position on than the trace it was forked from.
-    kLength,   // Rotary angles of a longer sequence.
-  };
-  uint64_t id = 0;  // In the order of making.
-  Kind kind = Kind::kOverlay;
-  NodeId node = -1;
-  int64_t first_row = 0;
-  std::optional<Overlay> overlay;
-  int64_t length_class = 0;        // kLength
-  std::vector<Lineage*> lineages;  // Those that hold it: they end with it.
-};
 
 /// An edit, and the first position at which it changes anything (a value that was there already changes nothing).
 struct Influence {
@@ -51,6 +32,8 @@ class Lineage {
   explicit Lineage(std::vector<Influence> influences) : influences_(std::move(influences)) {}
 
   const std::vector<Influence>& influences() const { return influences_; }
+  /// What tells it from the other lineages of its family, also of those that have ended.
+  LineageKey key() const;
   /// The last overlay on `node` itself, or null.
   const Influence* overlay_on(NodeId node) const;
   bool edits_any(const std::vector<NodeId>& nodes) const;
@@ -64,7 +47,7 @@ class Lineage {
 
  private:
   friend class Lineages;
-  std::vector<Influence> influences_;  // By node, then by id.
+  std::vector<Influence> influences_;  // In the order in which they count: by node, then as made.
   std::unordered_map<NodeId, Cell> cells_;
   std::unordered_map<NodeId, std::vector<Span>> spans_;
 };
@@ -75,11 +58,15 @@ class Lineages {
   explicit Lineages(std::shared_ptr<const Graph> graph);
 
   Lineage& root() { return *root_; }
-  /// The lineage with these influences (sorted by node and id).
+  /// The lineage with these influences (in the order in which they count).
   Lineage& intern(std::vector<Influence> influences);
   /// Where the rows of `node` lie for values that depend on `lineage`.
   const std::vector<Span>& spans(Lineage& lineage, NodeId node);
-  /// Ends every lineage that holds `edit`.
+  /// What the rows of `node` before row `end` depend on.
+  Lineage& before(Lineage& lineage, NodeId node, int64_t end);
+  /// Whether `edit` can change `node`.
+  bool concerns(const Edit& edit, NodeId node) const;
+  /// Ends every lineage that holds `edit`, or what it made as a hook.
   void forget(Edit& edit);
   template <typename Visit>
   void each_cell(const Visit& visit) {
@@ -88,12 +75,10 @@ class Lineages {
   }
 
  private:
-  using Key = std::vector<std::pair<uint64_t, int64_t>>;
-  bool concerns(const Edit& edit, NodeId node) const;
   int64_t effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const;
 
   std::shared_ptr<const Graph> graph_;
-  std::map<Key, std::unique_ptr<Lineage>> lineages_;
+  std::map<LineageKey, std::unique_ptr<Lineage>> lineages_;
   Lineage* root_ = nullptr;
 };
 

@@ -10,16 +10,12 @@
 #include <vector>
 
 #include "glassformer/graph/model.h"
+#include "glassformer/trace/hook.h"
 #include "glassformer/trace/region.h"
 
 namespace glassformer {
 
-struct Edit;
-struct Family;
-struct Influence;
-struct Request;
-struct Stem;
-class Lineage;
+struct TraceState;
 class Window;
 
 /// Positions of a trace; negative ones count from the end. Nothing means all.
@@ -65,8 +61,9 @@ class Trace {
   const Model& model() const;
   std::shared_ptr<const Model> model_ptr() const;
   int64_t batch() const;
-  int64_t length() const { return length_; }  // Positions.
-  at::Tensor tokens();                        // `batch pos`
+  int64_t length() const;      // Positions.
+  int64_t n_segments() const;  // The prompt and each append.
+  at::Tensor tokens();         // `batch pos`
 
   /// The value of a node, whole or at some positions (in the order given): the node's shape, with as many positions. A
   /// copy.
@@ -78,7 +75,16 @@ class Trace {
   /// Puts `value` into a region of a node. It stands whatever changes before it. Returns nothing; `ShapeError`,
   /// `InputError`.
   void set(std::string_view node, const at::Tensor& value, const Region& region = {});
-  /// Drops every edit of a node.
+  /// Puts `change(value)` in the place of the node's present value, as in-place operations do. It belongs to that
+  /// value: once another edit has changed what it was made from, reading raises `OrderError` and names both.
+  void edit(std::string_view node, const std::function<at::Tensor(const at::Tensor& value)>& change);
+  /// Puts a function onto a node. It is called when a read first needs it, once for each segment (the prompt, each
+  /// append) and state of what it is given, with a copy of the node's whole value there; never again for the same
+  /// input. What it returns stands in the node; `ShapeError` where it can't.
+  void hook(std::string_view node, HookFunction function, const HookOptions& options = {});
+  /// Calls every hook on nodes up to `until`, needed or not, in computing order, and computes `until`.
+  void run(std::string_view until = "logits");
+  /// Drops every edit and hook of a node.
   void unset(std::string_view node);
   /// A second trace that shares everything computed, before and after.
   Trace fork() const;
@@ -98,36 +104,10 @@ class Trace {
  private:
   friend std::vector<at::Tensor> read_all(std::span<Trace* const> traces, std::string_view node,
                                           const Positions& positions, const ReadAllOptions& options);
-  struct ActiveEdit {
-    std::shared_ptr<Edit> edit;
-    std::optional<int64_t> from;  // Once known: the first position that it changes, or `kNothing`.
-  };
-  static constexpr int64_t kNothing = INT64_MAX;
+  friend class Batch;
+  explicit Trace(std::unique_ptr<TraceState> state);
 
-  Trace() = default;
-  void start(const at::Tensor& tokens, const TraceOptions& options);
-  void check_tokens(const at::Tensor& tokens) const;
-  at::Tensor as_tokens(const at::Tensor& given) const;
-  void give(NodeId node, int64_t begin, const at::Tensor& value);
-  void add_edit(std::shared_ptr<Edit> edit);
-  void forget_effects(NodeId node);
-  void update_length_class();
-  std::vector<int64_t> shape_of(const Node& node) const;
-  std::vector<int64_t> absolute(const Positions& positions) const;
-  Lineage& lineage_of(NodeId node, const ActiveEdit* before = nullptr) const;
-  ActiveEdit* next_unresolved(NodeId node);
-  Request comparison(const ActiveEdit& active) const;
-  bool is_comparable(const ActiveEdit& active, const Request& request) const;
-  void settle(ActiveEdit& active);
-  static void resolve(std::span<Trace* const> traces, NodeId node);
-  Request request(NodeId node, const RowSet& rows) const;
-  at::Tensor collected(NodeId node, const std::vector<int64_t>& rows) const;
-  std::string state_of(NodeId node);
-
-  std::shared_ptr<Family> family_;
-  std::shared_ptr<Stem> stem_;
-  int64_t length_ = 0;
-  std::vector<ActiveEdit> edits_;  // By node, then by id.
+  std::unique_ptr<TraceState> state_;
 };
 
 /// A trace at some positions.

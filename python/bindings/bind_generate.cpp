@@ -3,6 +3,7 @@
 #include "glassformer/base/errors.h"
 #include "glassformer/trace/generate.h"
 #include "python/bindings/bindings.h"
+#include "python/bindings/hooks.h"
 #include "python/bindings/regions.h"
 
 namespace py = pybind11;
@@ -51,18 +52,20 @@ void bind_generate(py::module_& module) {
       .def_readonly("ids", &Generated::ids)
       .def_readonly("finish", &Generated::finish);
   py::class_<Generation>(module, "Generation")
-      .def(
-          py::init([](const std::vector<Trace*>& traces, int64_t max_new_tokens, const SamplerOptions& sampler,
-                      std::optional<uint64_t> seed, std::optional<std::vector<int64_t>> stop_tokens,
-                      const std::vector<std::string>& stop_strings,
-                      const std::vector<std::tuple<std::string, at::Tensor, py::object, std::vector<int64_t>>>& edits) {
-            GenerateOptions options{max_new_tokens, sampler, seed, std::move(stop_tokens), stop_strings, {}};
-            if (traces.empty()) throw InputError("no prompts");
-            for (const auto& edit : edits) options.edits.push_back(step_edit(traces.front()->model(), edit));
-            return Generation(traces, options);
-          }),
-          py::arg("traces"), py::arg("max_new_tokens"), py::arg("sampler"), py::arg("seed"), py::arg("stop_tokens"),
-          py::arg("stop_strings"), py::arg("edits"), py::keep_alive<1, 2>())
+      .def(py::init([](const std::vector<Trace*>& traces, int64_t max_new_tokens, const SamplerOptions& sampler,
+                       std::optional<uint64_t> seed, std::optional<std::vector<int64_t>> stop_tokens,
+                       const std::vector<std::string>& stop_strings,
+                       const std::vector<std::tuple<std::string, at::Tensor, py::object, std::vector<int64_t>>>& edits,
+                       const std::vector<std::tuple<std::string, py::object, std::vector<int64_t>>>& hooks) {
+             GenerateOptions options{max_new_tokens, sampler, seed, std::move(stop_tokens), stop_strings, {}, {}};
+             for (const auto& [node, function, steps] : hooks)
+               options.hooks.push_back({node, python_hook(function), steps});
+             if (traces.empty()) throw InputError("no prompts");
+             for (const auto& edit : edits) options.edits.push_back(step_edit(traces.front()->model(), edit));
+             return Generation(traces, options);
+           }),
+           py::arg("traces"), py::arg("max_new_tokens"), py::arg("sampler"), py::arg("seed"), py::arg("stop_tokens"),
+           py::arg("stop_strings"), py::arg("edits"), py::arg("hooks"), py::keep_alive<1, 2>())
       .def("done", &Generation::done)
       .def("step", &Generation::step, Release())
       .def("results", &Generation::results);

@@ -4,6 +4,7 @@
 #include "glassformer/trace/batch.h"
 #include "glassformer/trace/trace.h"
 #include "python/bindings/bindings.h"
+#include "python/bindings/hooks.h"
 #include "python/bindings/poll.h"
 #include "python/bindings/regions.h"
 
@@ -46,6 +47,7 @@ std::vector<Trace*> pointers(const py::iterable& traces) {
 
 void bind_trace(py::module_& module) {
   using Release = py::call_guard<py::gil_scoped_release>;
+  bind_hook_call(module);
   py::class_<Trace>(module, "Trace")
       .def(py::init([](const std::shared_ptr<Model>& model, const at::Tensor& tokens,
                        const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& positions,
@@ -70,6 +72,23 @@ void bind_trace(py::module_& module) {
             trace.at(positions).set(node, value);
           },
           py::arg("positions"), py::arg("node"), py::arg("value"))
+      .def(
+          "edit",
+          [](Trace& trace, const std::string& node, const py::function& change) {
+            trace.edit(node, [&](const at::Tensor& value) {
+              const py::gil_scoped_acquire gil;
+              return tensor_returned(change(value), value, node);
+            });
+          },
+          py::arg("node"), py::arg("change"))
+      .def(
+          "hook",
+          [](Trace& trace, const std::string& node, const py::object& function, const std::vector<int64_t>& segments) {
+            trace.hook(node, python_hook(function), {segments});
+          },
+          py::arg("node"), py::arg("function"), py::arg("segments"))
+      .def("run", &Trace::run, py::arg("until"), Release())
+      .def_property_readonly("n_segments", &Trace::n_segments)
       .def("unset", &Trace::unset, py::arg("node"))
       .def("fork", &Trace::fork)
       .def("append", &Trace::append, py::arg("tokens"))
@@ -114,6 +133,13 @@ void bind_trace(py::module_& module) {
             batch.set(node, value, region_of(index, node_shape(batch.model(), node, batch.size(), batch.length())));
           },
           py::arg("node"), py::arg("value"), py::arg("region") = py::none())
+      .def(
+          "hook",
+          [](Batch& batch, const std::string& node, const py::object& function, const std::vector<int64_t>& segments) {
+            batch.hook(node, python_hook(function), {segments});
+          },
+          py::arg("node"), py::arg("function"), py::arg("segments"))
+      .def("run", &Batch::run, py::arg("until"), Release())
       .def("unset", &Batch::unset, py::arg("node"))
       .def("fork", &Batch::fork);
 }

@@ -16,6 +16,7 @@ import torch as _torch  # noqa: F401  (the compiled module needs its libraries)
 from glassformer._core import (
     Error,
     FileError,
+    HookCall,
     InputError,
     ModelConfig,
     NameError,
@@ -35,7 +36,7 @@ from glassformer.analysis import (
     logit_difference,
     logit_lens,
 )
-from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit
+from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook
 from glassformer.model import Model, Node, NodeList, Weights, load
 from glassformer.tokenizer import Tokenizer
 from glassformer.trace import Batch, Trace, Window, read_all
@@ -47,6 +48,7 @@ __all__ = [
     "FileError",
     "Generated",
     "GenerationRun",
+    "HookCall",
     "InputError",
     "Model",
     "ModelConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "ShapeError",
     "StaleEditError",
     "StepEdit",
+    "StepHook",
     "Tokenizer",
     "Trace",
     "UnavailableError",

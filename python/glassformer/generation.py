@@ -10,7 +10,7 @@ import torch
 
 from glassformer import _core
 from glassformer._arguments import NodeName, node_name, tensor_of
-from glassformer.trace import Trace, trace_of
+from glassformer.trace import Hook, Trace, trace_of
 
 if TYPE_CHECKING:
     from glassformer.model import Model
@@ -28,6 +28,19 @@ class StepEdit:
     node: NodeName
     value: Any
     region: Any = None
+    steps: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class StepHook:
+    """A function put onto a node while generating.
+
+    `function(value, call)` is called for each prompt by itself at the given `steps` (all where it is None), with the
+    node's value at the step's positions: the prompt's at step 0, the one new token's later. See `Trace.hook`.
+    """
+
+    node: NodeName
+    function: Hook
     steps: Sequence[int] | None = None
 
 
@@ -105,6 +118,7 @@ def start_generation(
     stop_tokens: Sequence[int] | None,
     stop: Sequence[str],
     edits: Sequence[StepEdit],
+    hooks: Sequence[StepHook],
 ) -> GenerationRun:
     """A run over prompts given as token ids; see `Model.generate`."""
     traces = [trace_of(model, ids.reshape(1, -1), None, None, "budget", 0) for ids in prompts]
@@ -120,5 +134,6 @@ def start_generation(
         None if stop_tokens is None else list(stop_tokens),
         [stop] if isinstance(stop, str) else list(stop),
         made,
+        [(node_name(hook.node), hook.function, [] if hook.steps is None else list(hook.steps)) for hook in hooks],
     )
     return GenerationRun(model, traces, core, [ids.tolist() for ids in prompts])

@@ -12,7 +12,7 @@ import torch
 
 from glassformer import _core
 from glassformer._arguments import NodeName, dtype_of, node_name, token_rows
-from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, start_generation
+from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook, start_generation
 from glassformer.live import is_live, open_live, tokenizer_of
 from glassformer.tokenizer import Tokenizer
 from glassformer.trace import Batch, Trace, batch_of, trace_of
@@ -169,8 +169,8 @@ class Model:
 
         Options: those of `Sampler` (`sample`, `temperature`, `top_k`, `top_p`, `min_p`, `frequency_penalty`,
         `repetition_penalty`, `order`); `seed` (of a generator of its own); `stop_tokens` (ids; the model's end of text
-        where it isn't given); `stop` (texts that end the answer); `edits` (a list of `StepEdit`). Without `sample` the
-        most likely token is taken each time.
+        where it isn't given); `stop` (texts that end the answer); `edits` and `hooks` (lists of `StepEdit` and
+        `StepHook`). Without `sample` the most likely token is taken each time.
 
         Raises `InputError` for an empty prompt or an option outside its range.
         """
@@ -189,11 +189,12 @@ class Model:
         stop_tokens: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         edits: Sequence[StepEdit] = (),
+        hooks: Sequence[StepHook] = (),
         **sampler: Any,
     ) -> GenerationRun:
         """The same, step by step: iterating gives the new ids of each step; `results()` what there is so far."""
         rows = self._rows(prompt)
-        return start_generation(self, rows, max_new_tokens, Sampler(**sampler), seed, stop_tokens, stop, edits)
+        return start_generation(self, rows, max_new_tokens, Sampler(**sampler), seed, stop_tokens, stop, edits, hooks)
 
     def _rows(self, prompt: Any) -> list[torch.Tensor]:
         if isinstance(prompt, str):

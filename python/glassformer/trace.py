@@ -3,8 +3,9 @@ everything after it stale."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -22,6 +23,9 @@ from glassformer._arguments import (
 
 if TYPE_CHECKING:
     from glassformer.model import Model
+
+Hook: TypeAlias = Callable[[torch.Tensor, _core.HookCall], torch.Tensor | None]
+"""A function of a node's value and where it is called; it returns the new value, or None after changes in place."""
 
 
 class Trace:
@@ -81,8 +85,32 @@ class Trace:
     def __setitem__(self, name: NodeName, value: Values) -> None:
         self.set(name, value)
 
+    def edit(self, name: NodeName, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+        """Puts `change(value)` in the place of a node's present value; in-place changes count if it returns None.
+
+        The edit belongs to that value: once another edit has changed what it was made from, reading raises
+        `OrderError`, which names both. A `hook` has no such order.
+        """
+        self.core.edit(node_name(name), change)
+
+    def hook(self, name: NodeName, function: Hook, segments: Iterable[int] | None = None) -> None:
+        """Puts `function(value, call)` onto a node.
+
+        It is called when a read first needs it, with a copy of the node's whole value in a segment (the prompt is
+        segment 0, each `append` one more; `segments` picks some), and with `call.name`, `call.layer`, `call.segment`
+        and the positions from `call.begin` to `call.end`. What it returns stands in the node; with None its argument
+        does, changed in place or not. It is called once for each segment and input: never again for the same numbers,
+        in forks neither. Inside it only earlier nodes of its trace can be read, and nothing of it edited
+        (`OrderError`).
+        """
+        self.core.hook(node_name(name), function, _segments(segments))
+
+    def run(self, until: NodeName = "logits") -> None:
+        """Calls every hook on nodes up to `until`, needed or not, in computing order, and computes `until`."""
+        self.core.run(node_name(until))
+
     def unset(self, name: NodeName) -> None:
-        """Drops every edit of a node."""
+        """Drops every edit and hook of a node."""
         self.core.unset(node_name(name))
 
     def fork(self) -> Trace:
@@ -232,8 +260,20 @@ class Batch:
     def __setitem__(self, name: NodeName, value: Values) -> None:
         self.set(name, value)
 
+    def hook(self, name: NodeName, function: Hook, segments: Iterable[int] | None = None) -> None:
+        """Puts `function(value, call)` onto a node of all prompts, as `Trace.hook` does.
+
+        It is called once for all of them, with the padded tensor; what it makes of padding is dropped. A trace of
+        the batch that is read alone while the hook is still to be called raises `UnavailableError`.
+        """
+        self.core.hook(node_name(name), function, _segments(segments))
+
+    def run(self, until: NodeName = "logits") -> None:
+        """Calls every hook on nodes up to `until`, needed or not, in computing order, and computes `until`."""
+        self.core.run(node_name(until))
+
     def unset(self, name: NodeName) -> None:
-        """Drops every edit of a node."""
+        """Drops every edit and hook of a node."""
         self.core.unset(node_name(name))
 
     def fork(self) -> Batch:
@@ -284,6 +324,15 @@ def trace_of(
 def batch_of(model: Model, rows: list[torch.Tensor], keep: str, budget_bytes: int) -> Batch:
     """Internal: a batch on sequences of different lengths, each `pos`."""
     return Batch(model, _core.Batch(model.core, rows, keep, budget_bytes))
+
+
+def _segments(segments: Iterable[int] | None) -> list[int]:
+    if segments is None:
+        return []
+    listed = [operator.index(segment) for segment in segments]
+    if not listed or min(listed) < 0:
+        raise _core.InputError(f"segments are numbers from 0 (the prompt), at least one of them; found {listed}")
+    return listed
 
 
 def _rectangle(given: Values) -> torch.Tensor:

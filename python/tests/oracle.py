@@ -34,24 +34,54 @@ class Oracle:
     def _first(self, *names):
         return next(self.weights[name] for name in names if name in self.weights)
 
-    def run(self, tokens, edits=None, mask=None, positions=None, length=None):
-        """All nodes for `tokens` (batch pos). `edits` has for a node's name a list of (index or mask, values)."""
-        return _Pass(self, edits or {}).run(tokens, mask, positions, length)
+    def run(self, tokens, edits=None, mask=None, positions=None, length=None, segments=None):
+        """All nodes for `tokens` (batch pos). `edits` has for a node's name a list of (index or mask, values), of
+        functions of a segment's value and number, and of `Derived`; `segments` has (begin, end) of each segment."""
+        return _Pass(self, edits or {}, segments or [(0, tokens.shape[1])]).run(tokens, mask, positions, length)
+
+
+class Derived:
+    """A change in place of the first `length` positions: what it was made from, and what it made of it."""
+
+    def __init__(self, before, after, length):
+        self.before, self.after, self.length = before, after, length
+
+
+class Ambiguous(Exception):
+    """A derived edit of a value that is another one by now."""
 
 
 class _Pass:
-    def __init__(self, oracle, edits):
+    def __init__(self, oracle, edits, segments):
         self.oracle = oracle
         self.edits = edits
+        self.segments = segments
         self.nodes = {}
         self.key_mask = None
 
     def put(self, name, value):
         value = value.clone()
-        for region, numbers in self.edits.get(name, ()):
-            apply_edit(value, region, numbers)
+        for change in self.edits.get(name, ()):
+            if isinstance(change, Derived):
+                self.derived(name, value, change)
+            elif callable(change):
+                self.hooked(name, value, change)
+            else:
+                apply_edit(value, *change)
         self.nodes[name] = value
         return value
+
+    def derived(self, name, value, change):
+        rows = rows_of(name, 0, change.length)
+        finite = [numbers.double().nan_to_num(neginf=-1e3) for numbers in (value[rows], change.before)]
+        if (finite[0] - finite[1]).abs().max() > 1e-9:
+            raise Ambiguous(name)
+        value[rows] = change.after
+
+    def hooked(self, name, value, function):
+        for number, (begin, end) in enumerate(self.segments):
+            rows = rows_of(name, begin, end)
+            value[rows] = function(value[rows].clone(), number)
 
     def run(self, tokens, mask, positions, length):
         oracle = self.oracle
@@ -217,6 +247,13 @@ class _Pass:
         if window:
             allowed = allowed & (key > query - window)
         return allowed & self.key_mask[:, None, None, :]
+
+
+def rows_of(name, begin, end):
+    """The index of positions [begin, end) of a node, with the keys up to there where it has keys."""
+    if name.endswith(("hook_attn_scores", "hook_pattern")):
+        return (slice(None), slice(None), slice(begin, end), slice(end))
+    return (slice(None), slice(begin, end))
 
 
 def apply_edit(value, region, numbers):

@@ -1,12 +1,14 @@
 """Random sequences of everything a trace can do, against the oracle."""
 
 import dataclasses
+import functools
 import os
 import random
 
 import pytest
 import torch
 from helpers import assert_close, shape_of, subject
+from oracle import Ambiguous, Derived
 from tiny_models import D_VOCAB
 
 import glassformer
@@ -14,6 +16,7 @@ import glassformer
 STEPS = int(os.environ.get("GLASSFORMER_RANDOM_STEPS", "120"))  # For each of the seeds below.
 LONGEST = {"llama_dynamic": 20}  # Of 16 tokens; the others cross their limits, if any, below 12.
 HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+INPUTS = ("hook_tokens", "positions", "attention_mask")
 SHARED_NORM = ("ln1.hook_scale", "ln1.hook_normalized", "ln1.hook_out")
 
 
@@ -24,24 +27,102 @@ class Pair:
     trace: glassformer.Trace
     tokens: torch.Tensor
     mask: torch.Tensor | None
-    edits: dict
+    edits: dict  # For each node what the oracle takes: (region, numbers), a `HookOf`, a `Derived`.
+    begins: list
 
-    def expected(self, oracle):
-        edits = {name: entries for name, entries in self.edits.items() if entries}
+    @property
+    def segments(self):
+        return list(zip(self.begins, [*self.begins[1:], self.tokens.shape[1]], strict=True))
+
+    def expected(self, oracle, edits=None):
+        edits = {name: entries for name, entries in (self.edits if edits is None else edits).items() if entries}
         mask = self.mask
         if mask is not None:  # What was appended is no padding.
             mask = torch.nn.functional.pad(mask, (0, self.tokens.shape[1] - mask.shape[1]), value=1)
-        return oracle.run(self.tokens, edits, mask=mask)
+        return oracle.run(self.tokens, edits, mask=mask, segments=self.segments)
+
+
+@functools.cache
+def reaching(name):
+    """For each node of that model those that it changes, itself too; found by changing it and looking."""
+    tiny = subject(name)
+    tokens = torch.arange(10).reshape(2, 5) % D_VOCAB
+    plain = tiny.oracle.run(tokens)
+    changed = {}
+    for node, value in plain.items():
+        other = value.roll(1, 1) * 0.5 if value.is_floating_point() else value.roll(1, 1)
+        if value.dtype == torch.bool:
+            other = value.clone()
+            other[:, 0] = False
+        nodes = tiny.oracle.run(tokens, {node: [(torch.ones_like(value, dtype=torch.bool), other)]})
+        changed[node] = {each for each in nodes if not torch.equal(nodes[each], plain[each])} | {node}
+    return changed
+
+
+def halve(value):
+    return value * 0.5
+
+
+def clamp(value):
+    return value.clamp(min=0) if value.is_floating_point() else value
+
+
+def mix(value):
+    """Looks at later positions of its segment."""
+    return value - 0.3 * value.flip(1) if value.ndim != 4 or value.shape[2] != value.shape[3] else value
+
+
+def uniform(value):
+    return torch.full_like(value, 1 / value.shape[-1])
+
+
+def same(value):
+    return value
+
+
+def same_state(edits, others):
+    return len(edits) == len(others) and all(a is b for a, b in zip(edits, others, strict=True))
+
+
+class HookOf:
+    """A hook that notes its calls; for the engine and, through `__call__`, for the oracle."""
+
+    def __init__(self, session, node, change, segments, in_place):
+        self.session, self.node, self.change = session, node, change
+        self.segments, self.in_place = segments, in_place
+        self.inputs = []
+        session.n_hooks += 1
+        self.number = session.n_hooks
+
+    def for_engine(self, value, call):
+        assert call.name == self.node.name
+        assert self.segments is None or call.segment in self.segments
+        assert value.shape[2 if "key_pos" in self.node.axes[3:] else 1] == call.end - call.begin
+        key = (call.begin, call.end, value.numpy().tobytes())
+        assert key not in self.inputs, "called twice for one input"
+        self.inputs.append(key)
+        self.session.fired.append((self.session.order[call.name], self.number, call.begin))
+        if not self.in_place:
+            return self.change(value)
+        value[...] = self.change(value)
+        return None
+
+    def __call__(self, value, segment):
+        return self.change(value) if self.segments is None or segment in self.segments else value
 
 
 class Session:
     """A family of traces of one model under random operations."""
 
-    def __init__(self, tiny, seed, longest=12):
+    def __init__(self, name, seed):
+        tiny, longest = subject(name), LONGEST.get(name, 12)
         self.random = random.Random(seed)
+        self.reaching = reaching(name)
         self.tiny = tiny
         self.longest = longest
         self.nodes = list(tiny.model.nodes())
+        self.order = {node.name: number for number, node in enumerate(self.nodes)}
+        self.fired, self.n_hooks = [], 0
         self.log = []
         self.start()
 
@@ -55,7 +136,7 @@ class Session:
             mask = torch.tensor([[self.random.random() < 0.7 for _ in range(length)] for _ in range(batch)])
         trace = self.tiny.model.trace(tokens, attention_mask=mask, keep=keep, budget_bytes=budget)
         self.log = [f"trace {tokens.tolist()} mask={mask} keep={keep} budget={budget}"]
-        self.pairs = [Pair(trace, tokens, mask, {})]
+        self.pairs = [Pair(trace, tokens, mask, {}, [0])]
 
     def some_tokens(self, batch, length):
         return torch.tensor([[self.random.randrange(D_VOCAB) for _ in range(length)] for _ in range(batch)])
@@ -63,8 +144,9 @@ class Session:
     def step(self):
         if self.random.random() < 0.02 or len(self.pairs) > 8:
             self.start()
-        choices = [self.read] * 5 + [self.set] * 6 + [self.unset] * 2 + [self.fork] * 2 + [self.append, self.read_all]
-        operation = self.random.choice([*choices, self.drop])
+        choices = [self.read] * 6 + [self.set] * 5 + [self.hook] * 3 + [self.edit] * 2 + [self.unset] * 2
+        choices += [self.fork] * 2 + [self.append, self.read_all, self.run, self.drop]
+        operation = self.random.choice(choices)
         index = self.random.randrange(len(self.pairs))
         operation(index, self.pairs[index])
 
@@ -74,10 +156,65 @@ class Session:
         if self.random.random() < 0.4:
             positions = [self.random.randrange(-pair.trace.length, pair.trace.length) for _ in range(2)]
         self.log.append(f"{index}: read {node.name} {positions}")
-        self.check(pair, node, pair.trace.read(node.name, positions), positions)
+        self.fired = []
+        try:
+            found = pair.trace.read(node.name, positions)
+        except glassformer.OrderError:
+            assert self.may_be_ambiguous(pair, node)
+            self.unset(index, pair, ambiguous=True)
+            return
+        assert not self.is_ambiguous(pair, node)
+        assert self.fired == sorted(self.fired)
+        self.check(pair, node, found, positions)
+
+    def is_ambiguous(self, pair, node):
+        """Whether a derived edit that `node` depends on was made from another value."""
+        try:
+            pair.expected(self.tiny.oracle, self.edits_reaching(pair, node))
+        except Ambiguous:
+            return True
+        return False
+
+    def may_be_ambiguous(self, pair, node):
+        """Whether edits before a derived one are others than when it was made. Where they come out at the same numbers
+        all the same, recomputing them with another number of rows can differ in rounding, which counts as a change."""
+        return self.is_ambiguous(pair, node) or any(
+            isinstance(entry, Derived) and not same_state(entry.state, self.state_before(pair, name))
+            for name, entries in self.edits_reaching(pair, node).items()
+            for entry in entries
+        )
+
+    def state_before(self, pair, name):
+        """Which edits there are upstream of a node."""
+        return [
+            entry
+            for other, entries in pair.edits.items()
+            for entry in entries
+            if other != name and name in self.reaching[other]
+        ]
+
+    def edits_reaching(self, pair, node):
+        return {name: entries for name, entries in pair.edits.items() if node.name in self.reaching[name]}
+
+    def run(self, index, pair):
+        node = self.random.choice(self.nodes)
+        self.log.append(f"{index}: run {node.name}")
+        self.fired = []
+        hooked = [name for name, entries in pair.edits.items() if any(isinstance(e, HookOf) for e in entries)]
+        needed = [node, *(n for n in self.nodes if n.name in hooked and self.order[n.name] <= self.order[node.name])]
+        if any(self.may_be_ambiguous(pair, each) for each in needed):
+            return
+        pair.trace.run(node.name)
+        for each in needed[1:]:
+            for hook in pair.edits[each.name]:
+                if isinstance(hook, HookOf):
+                    called = {(begin, end) for begin, end, _ in hook.inputs}
+                    wanted = [i for i in range(len(pair.segments)) if hook.segments is None or i in hook.segments]
+                    assert all(pair.segments[i] in called for i in wanted)
+        self.check(pair, node, pair.trace.read(node.name), None)
 
     def check(self, pair, node, found, positions):
-        expected = pair.expected(self.tiny.oracle)[node.name]
+        expected = pair.expected(self.tiny.oracle, self.edits_reaching(pair, node))[node.name]
         if positions is not None:
             expected = expected[:, :, positions] if "key_pos" in node.axes[3:] else expected[:, positions]
         assert_close(found, expected, 1e-9, node.name)
@@ -109,6 +246,12 @@ class Session:
         chosen = mask if mask is not None else region
         self.log.append(f"{index}: set {node.name} {'mask' if mask is not None else region}")
         pair.trace.set(node.name, numbers, chosen if mask is not None else tuple(region))
+        rows = 2 if "key_pos" in node.axes[3:] else 1
+        if mask is None and all(
+            (sorted(indices) if axis == rows else indices) == list(range(size))
+            for axis, (indices, size) in enumerate(zip(region, shape, strict=True))
+        ):
+            pair.edits[node.name] = []  # What is replaced as a whole is gone.
         pair.edits.setdefault(node.name, []).append((chosen, numbers))
 
     def some_region(self, shape):
@@ -128,8 +271,8 @@ class Session:
         if node.name in ("hook_tokens", "positions"):
             return torch.tensor(self.random.randrange(40))
         draw = self.random.random()
-        if draw < 0.15 and region is not None:  # What is there already.
-            value = pair.expected(self.tiny.oracle)[node.name]
+        if draw < 0.15 and region is not None and not self.may_be_ambiguous(pair, node):  # What is there already.
+            value = pair.trace.read(node.name)
             return value[torch.meshgrid(*map(torch.tensor, region), indexing="ij")]
         if draw < 0.4:
             return torch.tensor(self.random.uniform(0.1, 1))
@@ -137,19 +280,53 @@ class Session:
         values = torch.rand(extent, generator=generator, dtype=torch.float64)
         return values if node.name.endswith(("pattern", "scale")) else 2 * values - 1
 
-    def unset(self, index, pair):
+    def hook(self, index, pair):
+        node = self.editable(pair)
+        if node.name in INPUTS or node.name.endswith(("hook_scale", "hook_attn_scores")):
+            change = same
+        else:
+            weighting = [uniform] if node.name.endswith("hook_pattern") else [mix]
+            change = self.random.choice([halve, clamp, same, *weighting])
+        segments = [self.random.randrange(3)] if self.random.random() < 0.2 else None
+        hook = HookOf(self, node, change, segments, self.random.random() < 0.5)
+        self.log.append(f"{index}: hook {node.name} {change.__name__} segments={segments}")
+        pair.trace.hook(node.name, hook.for_engine, segments)
+        pair.edits.setdefault(node.name, []).append(hook)
+
+    def edit(self, index, pair):
+        node = self.editable(pair)
+        if pair.mask is not None or node.name in INPUTS:
+            return
+        if self.may_be_ambiguous(pair, node):
+            return
+        self.log.append(f"{index}: edit {node.name}")
+        kept = {}
+
+        def change(value):
+            kept["before"] = value.clone()
+            value[:, value.shape[1] // 2 :] *= 0.75
+            kept["after"] = value.clone()
+
+        pair.trace.edit(node.name, change)
+        made = Derived(kept["before"], kept["after"], pair.trace.length)
+        made.state = self.state_before(pair, node.name)
+        pair.edits.setdefault(node.name, []).append(made)
+
+    def unset(self, index, pair, ambiguous=False):
         names = [name for name, entries in pair.edits.items() if entries]
+        if ambiguous:
+            names = [name for name in names if any(isinstance(entry, Derived) for entry in pair.edits[name])]
         if not names:
             return
-        name = self.random.choice(names)
-        self.log.append(f"{index}: unset {name}")
-        pair.trace.unset(name)
-        pair.edits[name] = []
+        for name in names if ambiguous else [self.random.choice(names)]:
+            self.log.append(f"{index}: unset {name}")
+            pair.trace.unset(name)
+            pair.edits[name] = []
 
     def fork(self, index, pair):
         self.log.append(f"{index}: fork -> {len(self.pairs)}")
         edits = {name: list(entries) for name, entries in pair.edits.items()}
-        self.pairs.append(Pair(pair.trace.fork(), pair.tokens, pair.mask, edits))
+        self.pairs.append(Pair(pair.trace.fork(), pair.tokens, pair.mask, edits, list(pair.begins)))
 
     def append(self, index, pair):
         count = self.random.randint(1, 3)
@@ -158,6 +335,7 @@ class Session:
         tokens = self.some_tokens(pair.tokens.shape[0], count)
         self.log.append(f"{index}: append {tokens.tolist()}")
         pair.trace.append(tokens)
+        pair.begins.append(pair.tokens.shape[1])
         pair.tokens = torch.cat([pair.tokens, tokens], dim=1)
 
     def read_all(self, index, pair):
@@ -165,6 +343,8 @@ class Session:
         node = self.random.choice([*self.nodes, *self.nodes[-3:] * 6])
         positions = [-1] if self.random.random() < 0.4 else None
         self.log.append(f"read_all {node.name} {positions}")
+        if any(self.may_be_ambiguous(pair, node) for pair in self.pairs):
+            return
         values = glassformer.read_all([pair.trace for pair in self.pairs], node.name, positions)
         for pair, value in zip(self.pairs, values, strict=True):
             self.check(pair, node, value, positions)
@@ -180,7 +360,7 @@ class Session:
     "name", ["gpt2", "llama", "llama_grouped", "mistral_window", "llama_dynamic", "llama_longrope"]
 )
 def test_random_operations(name, seed):
-    session = Session(subject(name), seed, LONGEST.get(name, 12))
+    session = Session(name, seed)
     for _ in range(STEPS):
         try:
             session.step()

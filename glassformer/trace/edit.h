@@ -1,0 +1,70 @@
+#pragma once
+// Internal to trace/: what makes one trace of a family differ from another.
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "glassformer/trace/hook.h"
+#include "glassformer/trace/region.h"
+
+namespace glassformer {
+
+struct Edit;
+struct JointHook;
+class Lineage;
+
+/// Names a lineage, also after it has ended: its edits, each with the first position that it changes.
+using LineageKey = std::vector<std::pair<uint64_t, int64_t>>;
+
+/// What a hook made of one segment.
+struct HookResult {
+  int64_t begin = 0, end = 0;      // The segment.
+  std::shared_ptr<Edit> overlay;   // Null where it changed nothing.
+  int64_t from = 0;                // The first position that it changed.
+  std::shared_ptr<void> use = {};  // Shared by the traces that have it now; null in the hook's memory.
+};
+
+/// A hook's call, kept as long as the hook: it is never called again with the same numbers.
+struct HookMemory {
+  at::Tensor input;
+  HookResult result;
+};
+
+/// A function on a node, as an edit holds it.
+struct Hook {
+  HookFunction function;
+  HookOptions options;
+  std::shared_ptr<JointHook> joint;                          // Of a batch: called once for all its traces.
+  std::unordered_multimap<uint64_t, HookMemory> calls = {};  // By a hash of the input.
+  // By segment and what the input depended on: computed again it may differ in rounding, and is the same input.
+  std::map<std::tuple<int64_t, int64_t, LineageKey>, HookResult> by_lineage = {};
+};
+
+struct Edit {
+  enum class Kind {
+    kOverlay,  // Numbers in a region of a node.
+    kHook,     // A function; what it changes are overlays of their own.
+    kTokens,   // Other tokens from a position on than the trace it was forked from.
+    kLength,   // Rotary angles of a longer sequence.
+  };
+  uint64_t id = 0;  // In the order of making.
+  Kind kind = Kind::kOverlay;
+  NodeId node = -1;
+  int64_t first_row = 0;
+  std::optional<Overlay> overlay;
+  at::Tensor made_from;  // Of a derived overlay: the value that it was made from.
+  RowSet made_from_rows;
+  LineageKey made_under;  // And what that depended on.
+  std::optional<Hook> hook;
+  int64_t length_class = 0;        // kLength
+  std::vector<Lineage*> lineages;  // Those that hold it: they end with it.
+  std::weak_ptr<void> users;       // Of what a hook made: see `HookResult::use`.
+
+  bool is_put() const { return kind == Kind::kOverlay || kind == Kind::kHook; }
+};
+
+}  // namespace glassformer

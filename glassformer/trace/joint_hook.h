@@ -1,0 +1,43 @@
+#pragma once
+// Internal to trace/: the segments that hooks are called on, and hooks of a batch, called once for all its traces.
+
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "glassformer/trace/state.h"
+
+namespace glassformer {
+
+/// A segment that a hook is still to be called on.
+struct HookSegment {
+  int64_t number = 0, begin = 0, end = 0;
+  Lineage* input = nullptr;  // What its value depends on.
+};
+
+/// The segments of `entry`'s hook that it has no result for.
+std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry);
+Request input_of(const TraceState& trace, NodeId node, const HookSegment& segment);
+/// What a hook gets; in memory that nobody else holds.
+at::Tensor hook_input(const TraceState& trace, const Node& node, const HookSegment& segment);
+HookResult hook_result(const TraceState& trace, const Node& node, const HookSegment& segment, const at::Tensor& before,
+                       const at::Tensor& after);
+uint64_t hash_of(const at::Tensor& value);
+/// The same shape and bits.
+bool is_same(const at::Tensor& a, const at::Tensor& b);
+
+/// One hook on all traces of a batch. What it made holds for exactly these inputs of all of them.
+struct JointHook {
+  struct Call {
+    std::vector<at::Tensor> inputs;
+    std::vector<HookResult> results;
+  };
+  size_t size = 0;
+  std::unordered_multimap<uint64_t, Call> calls = {};  // By a hash of the inputs.
+};
+
+/// Calls the first hook that all of `traces` wait for before `node`; `UnavailableError` where some of its batch are not
+/// among them.
+void settle_joint_hook(std::span<TraceState* const> traces, NodeId node);
+
+}  // namespace glassformer

@@ -1,0 +1,371 @@
+// Which edits change what, and reading: overlays are compared with what they replace, and hooks called, when a read
+// first needs it.
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/hash_tensor.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <set>
+
+#include "glassformer/base/errors.h"
+#include "glassformer/trace/joint_hook.h"
+#include "glassformer/trace/state.h"
+
+namespace glassformer {
+
+RowSet valid_rows(const Request& request) {
+  const Node& node = request.family->graph().node(request.node);
+  const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
+  RowSet valid;
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const int64_t end = i + 1 < spans.size() ? spans[i + 1].begin : INT64_MAX;
+    valid = valid.united(spans[i].lineage->cell(node).valid().within(spans[i].begin, end));
+  }
+  return valid;
+}
+
+namespace {
+
+bool is_there(const Request& request) { return request.rows.without(valid_rows(request)).empty(); }
+
+bool are_there(const std::vector<Request>& requests) { return std::all_of(requests.begin(), requests.end(), is_there); }
+
+// What an overlay would replace: its node without it, at its rows; or what it was made from.
+Request comparison(const TraceState& trace, const Entry& entry) {
+  const Edit& edit = *entry.edit;
+  const RowSet& rows = edit.made_from.defined() ? edit.made_from_rows : edit.overlay->rows();
+  return {trace.family.get(), &trace.lineage_of(edit.node, &entry), edit.node, rows};
+}
+
+// Replacing a whole node must not cost computing what it replaces; a value that happens to be there is compared all the
+// same.
+bool is_comparable(const Edit& edit, const Request& request) {
+  const Overlay& overlay = *edit.overlay;
+  if (edit.made_from.defined()) return true;
+  return !(overlay.whole_rows() && overlay.rows().first() == 0) || is_there(request);
+}
+
+// What the numbers depend on that an overlay is compared with.
+LineageKey compared_under(const Request& request, const Edit& edit) {
+  const int64_t end = std::max(request.rows.end(), edit.overlay->rows().end());
+  return request.family->lineages.before(*request.lineage, request.node, end).key();
+}
+
+bool is_settled(const Entry& entry, const Request& request) {
+  return entry.settled >= 0 && entry.settled_under == compared_under(request, *entry.edit);
+}
+
+// A derived edit of a value that is another one now: nobody can say what is meant.
+[[noreturn]] void refuse_derived(const TraceState& trace, const Entry& entry) {
+  const Edit& edit = *entry.edit;
+  std::string later;
+  uint64_t last = 0;
+  for (const Entry& other : trace.entries) {
+    if (&other == &entry) break;
+    if (other.edit->id < last || !trace.family->lineages.concerns(*other.edit, edit.node)) continue;
+    last = other.edit->id;
+    later = trace.graph().node(other.edit->node).name;
+    if (other.edit->overlay) later += other.edit->overlay->text();
+  }
+  const std::string& name = trace.graph().node(edit.node).name;
+  throw OrderError(str(name, edit.overlay->text(), " was changed in place, starting from a value that ",
+                       later.empty() ? "an edit dropped since" : "an edit of " + later,
+                       " has changed: make the earlier node's edit first, or put the change of ", name,
+                       " there as a hook, or set it to fixed numbers (unset drops it)"));
+}
+
+}  // namespace
+
+// --- Which edits reach a node ----------------------------------------------------------------------------------------
+
+Lineage& TraceState::lineage_of(NodeId node, const Entry* before) const {
+  std::vector<Influence> influences;
+  for (const Entry& entry : entries) {
+    if (&entry == before) break;
+    if (!entry.from || !family->lineages.concerns(*entry.edit, node)) continue;
+    for (const HookResult& result : entry.results)
+      if (result.overlay) influences.push_back({result.overlay.get(), result.from});
+    if (entry.edit->kind != Edit::Kind::kHook && *entry.from != kNothing)
+      influences.push_back({entry.edit.get(), *entry.from});
+  }
+  return family->lineages.intern(std::move(influences));
+}
+
+Entry* TraceState::next_unresolved(NodeId node) {
+  for (Entry& entry : entries)
+    if (!entry.from && family->lineages.concerns(*entry.edit, node)) return &entry;
+  return nullptr;
+}
+
+std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry) {
+  const Edit& edit = *entry.edit;
+  const std::vector<int64_t>& wanted = edit.hook->options.segments;
+  Lineage& input = trace.lineage_of(edit.node, &entry);
+  std::vector<HookSegment> found;
+  for (size_t i = 0; i < trace.segments.size(); ++i) {
+    const auto number = static_cast<int64_t>(i);
+    if (number < edit.hook->options.first_segment) continue;
+    if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
+    const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
+    HookSegment segment{number, trace.segments[i], end, nullptr};
+    const bool done = std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
+      return result.begin == segment.begin && result.end == segment.end;
+    });
+    if (done) continue;
+    segment.input = &trace.family->lineages.before(input, edit.node, end);
+    found.push_back(segment);
+  }
+  return found;
+}
+
+Request input_of(const TraceState& trace, NodeId node, const HookSegment& segment) {
+  return {trace.family.get(), segment.input, node, RowSet(segment.begin, segment.end)};
+}
+
+at::Tensor hook_input(const TraceState& trace, const Node& node, const HookSegment& segment) {
+  return gather(input_of(trace, node.id, segment), node.has_keys() ? segment.end : -1)
+      .clone(at::MemoryFormat::Contiguous);
+}
+
+uint64_t hash_of(const at::Tensor& value) {
+  return static_cast<uint64_t>(at::hash_tensor(value).view(at::kLong).item<int64_t>());
+}
+
+bool is_same(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() && first_difference(a, b, RowSet(0, a.size(0)), 0) < 0;
+}
+
+HookResult hook_result(const TraceState& trace, const Node& node, const HookSegment& segment, const at::Tensor& before,
+                       const at::Tensor& after) {
+  const RowSet rows(segment.begin, segment.end);
+  Region region;
+  region.at_axis(static_cast<size_t>(node.row_axis), rows.rows());
+  HookResult result{segment.begin, segment.end, trace.make_overlay(node, after, region, segment.end), kNothing};
+  const int64_t row = first_difference(result.overlay->overlay->applied(before, rows), before, rows, node.row_axis);
+  if (row < 0) {
+    result.overlay = nullptr;
+  } else {
+    result.from = row;
+    result.overlay->id = trace.family->next_edit++;
+  }
+  return result;
+}
+
+namespace {
+
+bool is_of(const HookMemory& call, const HookSegment& segment) {
+  return call.result.begin == segment.begin && call.result.end == segment.end;
+}
+
+// The result of an earlier call whose input depended on the same edits, or null.
+const HookResult* remembered(const Hook& hook, const HookSegment& segment) {
+  const auto known = hook.by_lineage.find({segment.begin, segment.end, segment.input->key()});
+  return known == hook.by_lineage.end() ? nullptr : &known->second;
+}
+
+// The result of an earlier call with the same numbers, or null.
+const HookResult* remembered(const Hook& hook, const HookSegment& segment, const at::Tensor& input, uint64_t hash) {
+  const auto [begin, end] = hook.calls.equal_range(hash);
+  for (auto call = begin; call != end; ++call)
+    if (is_of(call->second, segment) && is_same(call->second.input, input)) return &call->second.result;
+  return nullptr;
+}
+
+}  // namespace
+
+std::vector<Request> TraceState::needs(const Entry& entry) const {
+  const Edit& edit = *entry.edit;
+  if (edit.kind == Edit::Kind::kOverlay) {
+    const Request request = comparison(*this, entry);
+    if (is_settled(entry, request) || !is_comparable(edit, request)) return {};
+    return {request};
+  }
+  std::vector<Request> requests;
+  for (const HookSegment& segment : hook_segments(*this, entry))
+    if (remembered(*edit.hook, segment) == nullptr) requests.push_back(input_of(*this, edit.node, segment));
+  return requests;
+}
+
+void TraceState::settle(Entry& entry) {
+  if (entry.edit->kind == Edit::Kind::kHook) {
+    settle_hook(entry);
+  } else {
+    settle_overlay(entry);
+  }
+}
+
+void TraceState::settle_overlay(Entry& entry) {
+  const Request request = comparison(*this, entry);
+  const Edit& edit = *entry.edit;
+  if (!is_settled(entry, request)) {
+    entry.settled = effect_of(entry, request);
+    entry.settled_under = compared_under(request, edit);
+  }
+  entry.from = entry.settled;
+}
+
+int64_t TraceState::effect_of(const Entry& entry, const Request& request) const {
+  const Edit& edit = *entry.edit;
+  const Node& node = graph().node(request.node);
+  if (!is_comparable(edit, request)) return edit.first_row;
+  at::Tensor present = gather(request, node.has_keys() ? edit.overlay->n_keys() : -1);
+  if (edit.made_from.defined()) {
+    const bool same = compared_under(request, edit) == edit.made_under ||
+                      first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
+    if (!same) refuse_derived(*this, entry);
+    present = edit.made_from;
+  }
+  const int64_t row =
+      first_difference(edit.overlay->applied(present, request.rows), present, request.rows, node.row_axis);
+  return row < 0 ? kNothing : row;
+}
+
+void TraceState::settle_hook(Entry& entry) {
+  const std::shared_ptr<Edit> edit = entry.edit;
+  const Node& node = graph().node(edit->node);
+  for (const HookSegment& segment : hook_segments(*this, entry)) {
+    if (const HookResult* known = remembered(*edit->hook, segment); known != nullptr) {
+      add_result(entry, *known);
+      continue;
+    }
+    const at::Tensor before = hook_input(*this, node, segment);
+    const uint64_t hash = hash_of(before);
+    if (const HookResult* known = remembered(*edit->hook, segment, before, hash); known != nullptr) {
+      const HookResult same = *known;
+      edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = same;
+      add_result(entry, same);
+      continue;
+    }
+    const at::Tensor given = before.clone();
+    at::Tensor after;
+    {
+      const RunningHook running(*this, node.id);
+      after = edit->hook->function(given, HookCall(node, segment.number, segment.begin, segment.end, this));
+    }
+    const HookResult result = hook_result(*this, node, segment, before, after.defined() ? after : given);
+    edit->hook->calls.emplace(hash, HookMemory{before, result});
+    edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = result;
+    add_result(entry, result);
+  }
+  entry.from = 0;
+}
+
+void resolve(std::span<TraceState* const> traces, NodeId node) {
+  for (;;) {
+    std::vector<Request> needed;
+    std::vector<TraceState*> waiting, joint;
+    for (TraceState* trace : traces)
+      if (const Entry* entry = trace->next_unresolved(node)) {
+        const bool is_joint = entry->edit->hook && entry->edit->hook->joint;
+        (is_joint ? joint : waiting).push_back(trace);
+        if (is_joint) continue;
+        for (Request& request : trace->needs(*entry)) needed.push_back(std::move(request));
+      }
+    if (waiting.empty()) {
+      if (joint.empty()) break;
+      settle_joint_hook(traces, node);
+      continue;
+    }
+    evaluate(needed, {.keep_requested = false, .trim = false});
+    // A hook may have read, and so released or resolved, what others wait for: those take another turn.
+    for (TraceState* trace : waiting)
+      if (Entry* entry = trace->next_unresolved(node)) {
+        const bool is_joint = entry->edit->hook && entry->edit->hook->joint;
+        if (!is_joint && are_there(trace->needs(*entry))) trace->settle(*entry);
+      }
+  }
+  for (TraceState* trace : traces) trace->family->trim();
+}
+
+std::vector<NodeId> hooked_nodes(std::span<TraceState* const> traces, NodeId until) {
+  std::set<NodeId> nodes;
+  for (const TraceState* trace : traces)
+    for (const Entry& entry : trace->entries)
+      if (entry.edit->kind == Edit::Kind::kHook && entry.edit->node <= until) nodes.insert(entry.edit->node);
+  return {nodes.begin(), nodes.end()};
+}
+
+// --- Reading ---------------------------------------------------------------------------------------------------------
+
+std::vector<int64_t> TraceState::absolute(const Positions& positions) const {
+  std::vector<int64_t> rows;
+  if (!positions) {
+    for (int64_t row = 0; row < length; ++row) rows.push_back(row);
+    return rows;
+  }
+  for (int64_t position : *positions) {
+    const int64_t row = position < 0 ? position + length : position;
+    if (row < 0 || row >= length)
+      throw InputError(str("position ", position, " is outside the trace's ", length, " positions"));
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+at::Tensor TraceState::collected(NodeId id, const std::vector<int64_t>& rows) const {
+  const Node& node = graph().node(id);
+  const RowSet set = RowSet::of(rows);
+  const at::Tensor value = gather(request(id, set), node.has_keys() ? length : -1);
+  const std::vector<int64_t> sorted = set.rows();
+  if (sorted == rows) return value.clone(at::MemoryFormat::Contiguous);
+  std::vector<int64_t> order;
+  for (int64_t row : rows) order.push_back(std::lower_bound(sorted.begin(), sorted.end(), row) - sorted.begin());
+  return value.index_select(node.row_axis, at::tensor(order, at::TensorOptions(at::kLong)).to(value.device()));
+}
+
+namespace {
+
+// How many traces are taken through all layers together: as many as keep the widest values of a layer within the
+// budget.
+size_t traces_at_once(const ModelConfig& config, at::ScalarType dtype, int64_t rows_each, bool wide) {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  const int64_t columns = 8 * config.d_model + 3 * config.d_mlp + (wide ? config.d_vocab : 0);
+  const int64_t each = std::max<int64_t>(1, rows_each * columns * static_cast<int64_t>(c10::elementSize(dtype)));
+  return static_cast<size_t>(std::max<int64_t>(1, kBytes / each));
+}
+
+}  // namespace
+
+std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
+                                    const ReadAllOptions& options) {
+  std::vector<at::Tensor> values;
+  if (traces.empty()) return values;
+  const Model& model = *traces.front()->family->model;
+  int64_t longest = 1;
+  for (const TraceState* trace : traces) {
+    if (trace->family->model.get() != &model) throw InputError("read_all: the traces are of different models");
+    if (trace->in_hook >= 0 && node >= trace->in_hook)
+      throw OrderError(str("a hook on ", model.graph().node(trace->in_hook).name,
+                           " is running: only earlier nodes of its trace can be read; found ",
+                           model.graph().node(node).name));
+    longest = std::max(longest, trace->family->batch * trace->length);
+  }
+  const bool lean = traces.size() > 1 && !options.keep_values;
+  const size_t chunk =
+      traces_at_once(model.config(), model.weights().dtype(), longest, node >= model.graph().logits() - 1);
+  for (size_t begin = 0; begin < traces.size(); begin += chunk) {
+    const auto part = traces.subspan(begin, std::min(chunk, traces.size() - begin));
+    resolve(part, node);
+    std::vector<Request> requests;
+    std::vector<std::vector<int64_t>> rows;
+    for (const TraceState* trace : part) {
+      rows.push_back(trace->absolute(positions));
+      if (rows.back().empty()) throw InputError("no positions to read");
+      requests.push_back(trace->request(node, RowSet::of(rows.back())));
+    }
+    evaluate(requests, {.keep_requested = true, .lean = lean});
+    for (size_t i = 0; i < part.size(); ++i) values.push_back(part[i]->collected(node, rows[i]));
+  }
+  return values;
+}
+
+at::Tensor HookCall::read(std::string_view name) const {
+  if (trace_ == nullptr)
+    throw UnavailableError(str("hook on ", node_.name, ": a hook of several prompts can't read other nodes"));
+  std::vector<int64_t> rows;
+  for (int64_t row = begin_; row < end_; ++row) rows.push_back(row);
+  return read_states(std::span<TraceState* const>(&trace_, 1), trace_->graph().find(name), Positions(rows)).front();
+}
+
+}  // namespace glassformer

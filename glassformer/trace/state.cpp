@@ -1,0 +1,231 @@
+#include "glassformer/trace/state.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/ones.h>
+
+#include <algorithm>
+
+#include "glassformer/base/errors.h"
+
+namespace glassformer {
+namespace {
+
+void check_tokens(const at::Tensor& tokens, int64_t length, const ModelConfig& config) {
+  if (tokens.size(1) == 0) throw InputError(length == 0 ? "the prompt has no tokens" : "no tokens to append");
+  const auto lowest = tokens.min().item<int64_t>(), highest = tokens.max().item<int64_t>();
+  if (lowest < 0 || highest >= config.d_vocab)
+    throw InputError(str("token ", lowest < 0 ? lowest : highest, " is outside the vocabulary of ", config.d_vocab));
+  if (length + tokens.size(1) > config.n_ctx)
+    throw InputError(str("the input has ", length + tokens.size(1), " tokens; the model's context is ", config.n_ctx));
+}
+
+// Where an edit of `node` comes to stand: after all others of it.
+std::vector<Entry>::iterator place_of(std::vector<Entry>& entries, NodeId node) {
+  return std::upper_bound(entries.begin(), entries.end(), node,
+                          [](NodeId id, const Entry& other) { return id < other.edit->node; });
+}
+
+}  // namespace
+
+TraceState::~TraceState() {
+  for (Entry& entry : entries) clear_results(entry);
+  for (Entry& entry : entries)
+    if (entry.edit.use_count() == 1) family->lineages.forget(*entry.edit);
+}
+
+// --- Giving ----------------------------------------------------------------------------------------------------------
+
+at::Tensor TraceState::as_tokens(const at::Tensor& given) const {
+  if (!given.defined() || given.dim() < 1 || given.dim() > 2)
+    throw ShapeError(
+        str("tokens must be 'pos' or 'batch pos'; found ", given.defined() ? shape_text(given.sizes()) : "nothing"));
+  if (!at::isIntegralType(given.scalar_type(), false))
+    throw InputError(str("tokens must be integers; found ", c10::toString(given.scalar_type())));
+  const at::Tensor tokens = (given.dim() == 1 ? given.unsqueeze(0) : given).to(at::kLong).clone();
+  if (tokens.size(0) != family->batch || tokens.size(0) == 0)
+    throw ShapeError(str("expected tokens for ", family->batch, " sequences; found ", shape_text(given.sizes())));
+  check_tokens(tokens, length, family->model->config());
+  return tokens.to(family->model->weights().device());
+}
+
+void TraceState::start(const at::Tensor& given, const TraceOptions& options) {
+  const at::Tensor tokens = as_tokens(given);
+  family->poll = options.poll;
+  family->keep.what = static_cast<Keep::What>(options.keep);
+  if (options.budget_bytes > 0) family->keep.budget_bytes = options.budget_bytes;
+  const auto check = [&](const at::Tensor& tensor, const char* what) {
+    if (tensor.sizes() != tokens.sizes())
+      throw ShapeError(str(what, ": expected shape ", shape_text(tokens.sizes()), " (batch pos); found ",
+                           shape_text(tensor.sizes())));
+  };
+  const auto copied = [&](const at::Tensor& tensor, at::ScalarType dtype) {
+    return tensor.to(at::TensorOptions(tokens.device()).dtype(dtype), false, true);
+  };
+  give(graph().tokens(), 0, tokens);
+  if (options.attention_mask.defined()) {
+    check(options.attention_mask, "attention_mask");
+    family->mask_given = true;
+    give(graph().attention_mask(), 0, copied(options.attention_mask, at::kBool));
+  }
+  if (options.positions.defined()) {
+    check(options.positions, "positions");
+    const at::Tensor positions = copied(options.positions, at::kLong);
+    if (positions.min().item<int64_t>() < 0 || positions.max().item<int64_t>() >= graph().n_ctx())
+      throw InputError(str("positions must lie from 0 to ", graph().n_ctx() - 1));
+    family->positions_given = true;
+    give(graph().positions(), 0, positions);
+  }
+  length = tokens.size(1);
+  segments = {0};
+  stem = std::make_shared<Stem>(Stem{length});
+  update_length_class();
+}
+
+void TraceState::give(NodeId node, int64_t begin, const at::Tensor& value) {
+  std::vector<Influence> tokens_only;
+  for (const Entry& entry : entries)
+    if (entry.edit->kind == Edit::Kind::kTokens) tokens_only.push_back({entry.edit.get(), entry.edit->first_row});
+  if (node != graph().tokens()) tokens_only.clear();
+  Cell& cell = family->lineages.intern(std::move(tokens_only)).cell(graph().node(node));
+  cell.keep = true;
+  const RowSet missing = RowSet(begin, begin + value.size(1)).without(cell.valid());  // A fork may have been here.
+  for (const Interval& part : missing.intervals())
+    cell.insert(RowSet(part.begin, part.end), value.narrow(1, part.begin - begin, part.end - part.begin), true);
+}
+
+void TraceState::append(const at::Tensor& given) {
+  require_editable();
+  const at::Tensor tokens = as_tokens(given);
+  if (stem->length != length) {
+    auto branch = std::make_shared<Edit>();
+    branch->kind = Edit::Kind::kTokens;
+    branch->node = graph().tokens();
+    branch->first_row = length;
+    add(std::move(branch));
+    stem = std::make_shared<Stem>();
+  }
+  give(graph().tokens(), length, tokens);
+  if (family->mask_given)
+    give(graph().attention_mask(), length,
+         at::ones(tokens.sizes(), at::TensorOptions(at::kBool).device(tokens.device())));
+  if (family->positions_given) {
+    const at::Tensor last =
+        gather({family.get(), &family->lineages.root(), graph().positions(), RowSet(length - 1, length)});
+    give(graph().positions(), length, last + at::arange(1, tokens.size(1) + 1, tokens.options()));
+  }
+  segments.push_back(length);
+  length += tokens.size(1);
+  stem->length = length;
+  family->appended = true;
+  for (Entry& entry : entries)
+    if (entry.edit->kind == Edit::Kind::kHook) entry.from.reset();  // The new segment is still to be called.
+  update_length_class();
+}
+
+// Rotary angles that depend on the length change at every position once the sequence outgrows its class.
+void TraceState::update_length_class() {
+  const Rope* rope = graph().rope();
+  if (rope == nullptr) return;
+  const int64_t length_now = length_class(*rope, length), first = length_class(*rope, 1);
+  const auto held = std::find_if(entries.begin(), entries.end(),
+                                 [](const Entry& entry) { return entry.edit->kind == Edit::Kind::kLength; });
+  const int64_t before = held == entries.end() ? first : held->edit->length_class;
+  if (length_now == before) return;
+  if (held != entries.end()) {
+    if (held->edit.use_count() == 1) family->lineages.forget(*held->edit);
+    entries.erase(held);
+  }
+  forget_effects(graph().positions());
+  if (length_now == first) return;
+  std::weak_ptr<Edit>& known = family->length_edits[length_now];
+  std::shared_ptr<Edit> edit = known.lock();
+  if (edit) {
+    entries.insert(place_of(entries, edit->node), {edit, 0, {}});
+    return;
+  }
+  edit = std::make_shared<Edit>();
+  edit->kind = Edit::Kind::kLength;
+  edit->node = graph().positions();
+  edit->length_class = length_now;
+  known = edit;
+  add(std::move(edit));
+}
+
+// --- Edits -----------------------------------------------------------------------------------------------------------
+
+void TraceState::require_editable() const {
+  if (in_hook >= 0)
+    throw OrderError(str("a hook on ", graph().node(in_hook).name,
+                         " is running: its trace can't be edited from inside; return the new value instead"));
+}
+
+void TraceState::add(std::shared_ptr<Edit> edit) {
+  edit->id = family->next_edit++;
+  const NodeId node = edit->node;
+  std::optional<int64_t> from;
+  if (!edit->is_put()) from = edit->first_row;
+  entries.insert(place_of(entries, node), {std::move(edit), from, {}});
+  forget_effects(node);
+}
+
+void TraceState::forget_effects(NodeId node) {
+  for (Entry& entry : entries)
+    if (entry.edit->is_put() && graph().reaches(node, entry.edit->node)) {
+      entry.from.reset();
+      clear_results(entry);
+    }
+}
+
+void TraceState::add_result(Entry& entry, HookResult result) {
+  if (result.overlay) {
+    result.use = result.overlay->users.lock();
+    if (!result.use) result.overlay->users = result.use = std::make_shared<char>();
+  }
+  entry.results.push_back(std::move(result));
+}
+
+void TraceState::clear_results(Entry& entry) {
+  const std::vector<HookResult> results = std::move(entry.results);
+  entry.results.clear();
+  // The hook remembers what it made; the values that depend on it may go once no trace has it.
+  for (const HookResult& result : results)
+    if (result.overlay && result.use.use_count() == 1) family->lineages.forget(*result.overlay);
+}
+
+void TraceState::drop(NodeId node) {
+  const auto dropped = [node](const Entry& entry) { return entry.edit->node == node && entry.edit->is_put(); };
+  std::vector<std::shared_ptr<Edit>> ended;
+  for (const Entry& entry : entries)
+    if (dropped(entry) && entry.edit.use_count() == 1) ended.push_back(entry.edit);
+  std::erase_if(entries, dropped);
+  forget_effects(node);
+  for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
+}
+
+std::shared_ptr<Edit> TraceState::make_overlay(const Node& node, const at::Tensor& value, const Region& region,
+                                               int64_t at_length) const {
+  at::ScalarType dtype = family->model->weights().dtype();
+  if (node.is_input) dtype = node.id == graph().attention_mask() ? at::kBool : at::kLong;
+  if (node.name.ends_with("hook_scale") && dtype != at::kDouble) dtype = at::kFloat;
+  auto edit = std::make_shared<Edit>();
+  edit->node = node.id;
+  edit->overlay.emplace(node, shape_of(node, at_length), region, value, dtype, family->model->weights().device());
+  if (node.id == graph().tokens() || node.id == graph().positions()) {
+    const at::Tensor numbers = value.to(at::kLong);
+    const int64_t limit = node.id == graph().tokens() ? family->model->config().d_vocab : graph().n_ctx();
+    if (numbers.numel() > 0 && (numbers.min().item<int64_t>() < 0 || numbers.max().item<int64_t>() >= limit))
+      throw InputError(str(node.name, ": expected numbers from 0 to ", limit - 1));
+  }
+  if (!edit->overlay->rows().empty()) edit->first_row = edit->overlay->rows().first();
+  return edit;
+}
+
+std::vector<int64_t> TraceState::shape_of(const Node& node, int64_t at_length) const {
+  std::vector<int64_t> shape;
+  for (const Axis& axis : node.axes)
+    shape.push_back(axis.word == "batch" ? family->batch : axis.size == 0 ? at_length : axis.size);
+  return shape;
+}
+
+}  // namespace glassformer

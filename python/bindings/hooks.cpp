@@ -1,0 +1,62 @@
+#include "python/bindings/hooks.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "glassformer/base/errors.h"
+
+namespace py = pybind11;
+
+namespace glassformer {
+namespace {
+
+// What a hook learns of its call; outlives it.
+struct PythonHookCall {
+  std::string name;
+  int64_t segment, begin, end;
+
+  std::optional<int64_t> layer() const {
+    if (!name.starts_with("blocks.")) return std::nullopt;
+    return std::stoll(name.substr(name.find('.') + 1));
+  }
+};
+
+void drop_with_gil(py::object* function) {
+  if (Py_IsInitialized() == 0) return;  // The interpreter is gone, and the function with it.
+  const py::gil_scoped_acquire gil;
+  delete function;
+}
+
+}  // namespace
+
+at::Tensor tensor_returned(const py::object& returned, const at::Tensor& value, const std::string& node) {
+  if (returned.is_none()) return value;
+  if (!THPVariable_Check(returned.ptr()))
+    throw InputError(str("the function on ", node, " returned ", Py_TYPE(returned.ptr())->tp_name,
+                         "; expected a tensor, or None after changing its argument in place"));
+  return returned.cast<at::Tensor>();
+}
+
+HookFunction python_hook(const py::object& function) {
+  if (PyCallable_Check(function.ptr()) == 0)
+    throw InputError(str("a hook is a function of (value, call); found ", Py_TYPE(function.ptr())->tp_name));
+  const std::shared_ptr<py::object> held(new py::object(function), drop_with_gil);
+  return [held](const at::Tensor& value, const HookCall& call) {
+    const py::gil_scoped_acquire gil;
+    const std::string& name = call.node().name;
+    return tensor_returned((*held)(value, PythonHookCall{name, call.segment(), call.begin(), call.end()}), value, name);
+  };
+}
+
+void bind_hook_call(py::module_& module) {
+  py::class_<PythonHookCall>(module, "HookCall",
+                             "Where a hook is called: the node's `name`, its `layer` (None outside the blocks), the "
+                             "`segment` (0: the prompt), and the positions from `begin` up to `end`.")
+      .def_readonly("name", &PythonHookCall::name)
+      .def_property_readonly("layer", &PythonHookCall::layer)
+      .def_readonly("segment", &PythonHookCall::segment)
+      .def_readonly("begin", &PythonHookCall::begin)
+      .def_readonly("end", &PythonHookCall::end);
+}
+
+}  // namespace glassformer
