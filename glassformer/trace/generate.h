@@ -27,12 +27,12 @@ struct StepHook {
 
 struct GenerateOptions {
   int64_t max_new_tokens = 20;
-  SamplerOptions sampler;
-  std::optional<uint64_t> seed;                     // Of a generator of its own; missing: torch's default one.
-  std::optional<std::vector<int64_t>> stop_tokens;  // Missing: the model's end-of-text tokens.
-  std::vector<std::string> stop_strings;            // End a text as soon as one stands in what was generated.
-  std::vector<StepEdit> edits;
-  std::vector<StepHook> hooks;  // Called for each text by itself.
+  SamplerOptions sampler = {};
+  std::optional<uint64_t> seed = {};                     // Of a generator of its own; missing: torch's default one.
+  std::optional<std::vector<int64_t>> stop_tokens = {};  // Missing: the model's end-of-text tokens.
+  std::vector<std::string> stop_strings = {};            // End a text as soon as one stands in what was generated.
+  std::vector<StepEdit> edits = {};
+  std::vector<StepHook> hooks = {};  // Called for each text by itself.
 };
 
 struct Generated {

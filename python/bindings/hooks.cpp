@@ -52,11 +52,11 @@ void bind_hook_call(py::module_& module) {
   py::class_<PythonHookCall>(module, "HookCall",
                              "Where a hook is called: the node's `name`, its `layer` (None outside the blocks), the "
                              "`segment` (0: the prompt), and the positions from `begin` up to `end`.")
-      .def_readonly("name", &PythonHookCall::name)
-      .def_property_readonly("layer", &PythonHookCall::layer)
-      .def_readonly("segment", &PythonHookCall::segment)
-      .def_readonly("begin", &PythonHookCall::begin)
-      .def_readonly("end", &PythonHookCall::end);
+      .def_readonly("name", &PythonHookCall::name, "The full name of the node.")
+      .def_property_readonly("layer", &PythonHookCall::layer, "The number of the block, or None.")
+      .def_readonly("segment", &PythonHookCall::segment, "0 for the prompt, then one more for each append.")
+      .def_readonly("begin", &PythonHookCall::begin, "The first position of the segment.")
+      .def_readonly("end", &PythonHookCall::end, "The position after its last.");
 }
 
 }  // namespace glassformer
