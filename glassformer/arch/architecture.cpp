@@ -67,6 +67,22 @@ void read_divisors(const GgufFile& file, Rope& rope) {
   }
 }
 
+// A GGUF file says by its tensors alone which biases there are.
+void find_biases(const GgufFile& file, ModelConfig& config) {
+  const auto has = [&](const std::string& part) {
+    const std::string name = "blk.0." + part + ".bias";
+    return std::any_of(file.tensors.begin(), file.tensors.end(), [&](const auto& t) { return t.name == name; });
+  };
+  Biases& biases = config.biases;
+  biases.q = biases.q || has("attn_q");
+  biases.k = biases.k || has("attn_k");
+  biases.v = biases.v || has("attn_v");
+  biases.o = biases.o || has("attn_output");
+  biases.mlp_gate = biases.mlp_gate || has("ffn_gate");
+  biases.mlp_in = biases.mlp_in || has("ffn_up");
+  biases.mlp_out = biases.mlp_out || has("ffn_down");
+}
+
 }  // namespace
 
 const std::vector<Architecture>& architectures() {
@@ -93,6 +109,7 @@ DescribedModel describe(const ModelFiles& files) {
     if (architecture.gguf_name == name) {
       DescribedModel described = describe(ConfigReader(config_from_gguf(architecture, *files.gguf), files.path));
       read_divisors(*files.gguf, described.config.rope);
+      find_biases(*files.gguf, described.config);
       return described;
     }
   throw UnsupportedError(

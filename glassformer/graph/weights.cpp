@@ -63,8 +63,7 @@ at::Tensor arrange(const at::Tensor& tensor, const WeightSource& source, const W
   at::Tensor rows = source.layout == Layout::kColumns ? tensor.t() : tensor;
   rows = rows.narrow(0, source.first_row, spec.shape[0]);
   if (source.layout != Layout::kRotaryPairs) return rows;
-  const int64_t columns = rows.size(1);
-  return rows.reshape({-1, d_head / 2, 2, columns}).transpose(1, 2).reshape({-1, columns});
+  return rows.reshape({-1, d_head / 2, 2, rows.numel() / rows.size(0)}).transpose(1, 2).reshape(rows.sizes());
 }
 
 std::vector<int64_t> stored_shape(const WeightSource& source, const WeightSpec& spec) {

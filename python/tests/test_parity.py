@@ -39,12 +39,13 @@ def test_float32(name):
     compare(glassformer.load(reference), reference, random_tokens(2, 13), TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ALL)
-def test_bfloat16(name):
-    """At most twice as far from the float32 result of the same weights as transformers' own bfloat16."""
-    reference = make_model(name, torch.bfloat16)
+def test_half_precision(name, dtype):
+    """At most twice as far from the float32 result of the same weights as transformers in the same precision."""
+    reference = make_model(name, dtype)
     model = glassformer.load(reference)
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == dtype
     tokens = random_tokens(2, 13)
     exact, rounded = (
         run_reference(as_dtype(copy.deepcopy(reference), torch.float32), tokens),
@@ -53,7 +54,7 @@ def test_bfloat16(name):
     trace = model.trace(tokens)
 
     def check(found, narrow, wide, what):
-        assert found.dtype == torch.bfloat16
+        assert found.dtype == dtype
         assert error(found, wide) <= 2 * error(narrow, wide) + 1e-6, what
 
     check(trace.logits, rounded.logits, exact.logits, "logits")
