@@ -15,13 +15,6 @@ void check_dtype(at::ScalarType dtype) {
         str("dtype ", dtype_name(dtype), " is not supported; supported: float32, float64, bfloat16, float16"));
 }
 
-std::shared_ptr<const Tokenizer> read_tokenizer(const ModelFiles& files) {
-  if (files.gguf)
-    return files.gguf->metadata.contains("tokenizer.ggml.model") ? Tokenizer::from_gguf(*files.gguf) : nullptr;
-  if (files.tokenizer_json.empty()) return nullptr;
-  return Tokenizer::from_json(files.tokenizer_json, files.path + "/tokenizer.json", files.tokenizer_config_json);
-}
-
 }  // namespace
 
 const char* dtype_name(at::ScalarType dtype) {
@@ -44,11 +37,12 @@ std::shared_ptr<const Model> Model::load(const std::string& name_or_path, const 
   const ModelFiles files = open_model(name_or_path);
   const DescribedModel described = describe(files);
   std::shared_ptr<Model> model(new Model());
+  model->path_ = files.path;
   model->name_ = std::filesystem::path(files.path).filename().string();
   model->config_ = described.config;
   model->weights_ = Weights::from_files(files, described, options.dtype, options.device);
   model->graph_ = Graph::build(described.config, *model->weights_);
-  model->tokenizer_ = read_tokenizer(files);
+  model->tokenizer_ = Tokenizer::of(files);
   model->eos_ids_ = end_tokens(files);
   if (model->eos_ids_.empty() && model->tokenizer_ && model->tokenizer_->eos_id())
     model->eos_ids_ = {*model->tokenizer_->eos_id()};

@@ -32,6 +32,7 @@ class Model {
                                                    std::shared_ptr<const Tokenizer> tokenizer = nullptr,
                                                    const LoadOptions& options = {});
 
+  const std::string& path() const { return path_; }  // The file or folder that it lies in; empty for tensors given.
   const std::string& name() const { return name_; }  // The file's or folder's own name.
   const ModelConfig& config() const { return config_; }
   const Graph& graph() const { return *graph_; }
@@ -45,7 +46,7 @@ class Model {
  private:
   Model() = default;
 
-  std::string name_;
+  std::string path_, name_;
   ModelConfig config_;
   std::shared_ptr<const Weights> weights_;
   std::shared_ptr<const Graph> graph_;

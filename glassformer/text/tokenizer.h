@@ -12,6 +12,7 @@
 namespace glassformer {
 
 struct GgufFile;
+struct ModelFiles;
 
 /// A text as tokens. `offsets[i]` is the half-open range of characters (code points) of the text that token i came
 /// from.
@@ -33,10 +34,13 @@ struct DecodeOptions {
 /// equal, token for token, to the Python package `tokenizers`. Immutable; any number of threads may use one.
 class Tokenizer {
  public:
-  /// From the text of tokenizer.json; `path` is for messages. `config_json` is the text of tokenizer_config.json or
-  /// empty.
+  /// The one that comes with a model; null where there is none.
+  static std::shared_ptr<const Tokenizer> of(const ModelFiles& files);
+  /// From the text of tokenizer.json; `path` is for messages. `config_json` is the text of tokenizer_config.json,
+  /// `chat_template` that of chat_template.jinja, which goes before the config's; both may be empty.
   static std::shared_ptr<const Tokenizer> from_json(std::string_view json, const std::string& path,
-                                                    std::string_view config_json = {});
+                                                    std::string_view config_json = {},
+                                                    std::string_view chat_template = {});
   /// From the metadata of a GGUF file.
   static std::shared_ptr<const Tokenizer> from_gguf(const GgufFile& file);
 

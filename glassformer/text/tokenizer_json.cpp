@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "glassformer/io/model_files.h"
 #include "glassformer/text/component_json.h"
 #include "glassformer/text/json_view.h"
 #include "glassformer/text/pipeline.h"
@@ -188,7 +189,7 @@ std::string config_path(const std::string& path) {
 }
 
 std::shared_ptr<const Tokenizer> read_tokenizer(std::string_view json, const std::string& path,
-                                                std::string_view config_json) {
+                                                std::string_view config_json, std::string_view chat_template) {
   simdjson::dom::parser parser;
   const JsonView root(path, "", parse(parser, json, path));
   PipelineParts parts;
@@ -204,6 +205,7 @@ std::shared_ptr<const Tokenizer> read_tokenizer(std::string_view json, const std
   if (const auto added = root.find("added_tokens")) read_added_tokens(*added, parts);
   parts.added_tokens.finish(parts.vocabulary, parts.normalizer.get());
   Roles roles = read_config(config_json, config_path(path), parts.vocabulary);
+  if (!chat_template.empty()) roles.chat_template = chat_template;
   return std::make_shared<Pipeline>(std::move(parts), std::move(roles));
 }
 
@@ -211,8 +213,15 @@ std::shared_ptr<const Tokenizer> read_tokenizer(std::string_view json, const std
 }  // namespace text
 
 std::shared_ptr<const Tokenizer> Tokenizer::from_json(std::string_view json, const std::string& path,
-                                                      std::string_view config_json) {
-  return text::read_tokenizer(json, path, config_json);
+                                                      std::string_view config_json, std::string_view chat_template) {
+  return text::read_tokenizer(json, path, config_json, chat_template);
+}
+
+std::shared_ptr<const Tokenizer> Tokenizer::of(const ModelFiles& files) {
+  if (files.gguf) return files.gguf->metadata.contains("tokenizer.ggml.model") ? from_gguf(*files.gguf) : nullptr;
+  if (files.tokenizer_json.empty()) return nullptr;
+  return from_json(files.tokenizer_json, files.path + "/tokenizer.json", files.tokenizer_config_json,
+                   files.chat_template);
 }
 
 }  // namespace glassformer

@@ -65,6 +65,7 @@ void bind_model(py::module_& module) {
                 Model::from_tensors(config, tensors, std::move(tokenizer), {dtype, device}));
           },
           py::arg("config_json"), py::arg("tensors"), py::arg("tokenizer"), py::arg("dtype"), py::arg("device"))
+      .def_property_readonly("path", &Model::path)
       .def_property_readonly("name", &Model::name)
       .def_property_readonly("config", &Model::config, py::return_value_policy::reference_internal)
       .def_property_readonly(

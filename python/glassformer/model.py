@@ -235,7 +235,7 @@ def load(
     path = os.fspath(source)
     wanted = torch.float32 if dtype is None else dtype_of(dtype)
     core = _core.Model.load(path, wanted, torch.device("cpu" if device is None else device))
-    return Model(core, chosen or _own_tokenizer(core, path))
+    return Model(core, chosen or _own_tokenizer(core))
 
 
 def _is_many(prompt: Any) -> bool:
@@ -244,16 +244,11 @@ def _is_many(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and len(prompt) > 0 and not isinstance(prompt[0], int)
 
 
-def _own_tokenizer(core: _core.Model, path: str) -> Tokenizer | None:
+def _own_tokenizer(core: _core.Model) -> Tokenizer | None:
     if core.tokenizer is None:
         return None
-    config = _text(os.path.join(path, "tokenizer_config.json"))
-    return Tokenizer(
-        core.tokenizer,
-        config=json.loads(config) if config else None,
-        chat_template=_text(os.path.join(path, "chat_template.jinja")) or None,
-        name_or_path=path,
-    )
+    config = _text(os.path.join(core.path, "tokenizer_config.json"))
+    return Tokenizer(core.tokenizer, config=json.loads(config) if config else None, name_or_path=core.path)
 
 
 def _text(path: str) -> str:

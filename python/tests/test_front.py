@@ -268,3 +268,14 @@ def test_nothing_is_printed(model, capfd):
     trace.logits.sum()
     trace.explain("logits")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_chat_template_of_a_model_folder(tmp_path, backend):
+    make_model("llama").save_pretrained(tmp_path)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "of the config"}')
+    assert glassformer.load(tmp_path).tokenizer.core.chat_template == "of the config"
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    tokenizer = glassformer.load(tmp_path).tokenizer
+    assert tokenizer.core.chat_template == tokenizer.chat_template == "{{ messages[0].content }}!"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello!"
