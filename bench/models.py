@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
+import sysconfig
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "build" / "bench"
@@ -72,3 +74,14 @@ def hooked_transformer(folder: str):
         state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     return model.eval()
+
+
+def some_texts() -> list[str]:
+    """Two megabytes of source code and of words in ten scripts, in texts of about 4,000 characters."""
+    chance = random.Random(0)
+    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = "".join(source.read_text(encoding="utf-8", errors="ignore") for source in sources)[:1_800_000]
+    scripts = (0x370, 0x400, 0x5D0, 0x620, 0x904, 0xE01, 0x3041, 0x4E00, 0xAC00, 0x1F600)
+    words = ["".join(chr(first + chance.randrange(50)) for _ in range(5)) for first in scripts for _ in range(400)]
+    text += " ".join(chance.choice(words) for _ in range(35_000))
+    return [text[start : start + 4000] for start in range(0, len(text), 4000)]
