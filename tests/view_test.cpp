@@ -246,3 +246,13 @@ TEST_CASE("an explanation of nothing is still text, JSON and a page") {
   CHECK(contains(render_page(empty), "</html>"));
   CHECK_FALSE(render_terminal(empty).empty());
 }
+
+TEST_CASE("a token that isn't the second prompt's own answer is named as such") {
+  Explanation explanation = sample_explanation(capitals());
+  CHECK_FALSE(contains(render_terminal(explanation), "compared with is"));
+  explanation.patching->versus_answer = {555, " Milan", 1.5, 0.02};
+  const std::string text = render_terminal(explanation, {.width = 200});
+  CHECK(contains(text, "The second prompt is answered “ Rome”; compared with is “ Milan”, which has 2.0 % there."));
+  explanation.versus_next_tokens.front() = explanation.patching->answer;
+  CHECK(contains(render_terminal(explanation, {.width = 200}), "answered “ Paris” too; compared with is “ Milan”"));
+}

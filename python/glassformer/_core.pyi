@@ -294,4 +294,12 @@ class Explanation:
     def to_html(self) -> str: ...
     def to_text(self, width: int) -> str: ...
 
-def explain(model: Model, text: str, versus: str | None, n_next_tokens: int, n_heads: int) -> Explanation: ...
+def explain(
+    model: Model,
+    text: str,
+    versus: str | None,
+    n_next_tokens: int,
+    n_heads: int,
+    answer: int | None,
+    versus_answer: int | None,
+) -> Explanation: ...
