@@ -89,9 +89,8 @@ int64_t single_token(const Model& model, const std::string& text, const char* op
     if (spaced.size() == 1) return spaced.front();
   }
   std::string pieces;
-  for (const std::string& piece : tokenizer.decode_each(ids))
-    pieces += (pieces.empty() ? "" : ", ") + glassformer::quoted(piece);
-  throw InputError(str(option, ": ", glassformer::quoted(text), " is ", ids.size(), " tokens",
+  for (const std::string& piece : tokenizer.decode_each(ids)) pieces += (pieces.empty() ? "" : ", ") + in_quotes(piece);
+  throw InputError(str(option, ": ", in_quotes(text), " is ", ids.size(), " tokens",
                        pieces.empty() ? "" : " (" + pieces + ")", "; expected one"));
 }
 

@@ -105,7 +105,7 @@ std::string model_words(const ModelSummary& model) {
 std::string spaced_twin(const TokenScore& answer, const std::vector<TokenScore>& next_tokens) {
   for (const TokenScore& score : next_tokens) {
     if (score.token != " " + answer.token) continue;
-    return " " + quoted(score.token) + ", with a space before it, is another token, which has " +
+    return " " + in_quotes(score.token) + ", with a space before it, is another token, which has " +
            percent(score.probability) + ".";
   }
   return "";
@@ -115,10 +115,10 @@ void add_headline(Page& page, const Explanation& explanation) {
   const std::string model = visible(explanation.model.name);
   if (!explanation.next_tokens.empty()) {
     const TokenScore& top = explanation.next_tokens.front();
-    page.heading(model + " answers " + quoted(top.token) + " with " + percent(top.probability));
+    page.heading(model + " answers " + in_quotes(top.token) + " with " + percent(top.probability));
     if (top.id != explanation.attribution.answer.id) {
       const TokenScore& answer = explanation.attribution.answer;
-      page.prose("Explained here is " + quoted(answer.token) + ", which has " + percent(answer.probability) + "." +
+      page.prose("Explained here is " + in_quotes(answer.token) + ", which has " + percent(answer.probability) + "." +
                  spaced_twin(answer, explanation.next_tokens));
     }
   } else {
@@ -161,7 +161,7 @@ void add_lens(Page& page, const Explanation& explanation) {
   const LensTable& lens = explanation.lens;
   if (lens.top.empty() || lens.top.front().empty()) return;
   const size_t last = lens.top.front().size() - 1;
-  const std::string answer = quoted(explanation.attribution.answer.token);
+  const std::string answer = in_quotes(explanation.attribution.answer.token);
   page.heading("Logit lens at the last position");
   page.prose("What the model would answer if it stopped after that block, and the rank that " + answer +
              " has by then (0: no token is likelier; longer bar: higher).");
@@ -183,7 +183,7 @@ void add_lens(Page& page, const Explanation& explanation) {
 }
 
 void add_components(Page& page, const AttributionTable& attribution) {
-  const std::string answer = quoted(attribution.answer.token);
+  const std::string answer = in_quotes(attribution.answer.token);
   page.heading("What pushes the logit of " + answer + " up (+) and down (-)");
   std::vector<double> values;
   for (const Component& component : attribution.components) values.push_back(component.logit);
@@ -244,8 +244,8 @@ void add_compared(Page& page, const Explanation& explanation) {
   const TokenScore &top = explanation.versus_next_tokens.front(), &compared = explanation.patching->versus_answer;
   if (top.id == compared.id) return;
   const bool same = top.id == explanation.patching->answer.id;
-  page.prose("The second prompt is answered " + quoted(top.token) + (same ? " too" : "") + "; compared with is " +
-             quoted(compared.token) + ", which has " + percent(compared.probability) + " there.");
+  page.prose("The second prompt is answered " + in_quotes(top.token) + (same ? " too" : "") + "; compared with is " +
+             in_quotes(compared.token) + ", which has " + percent(compared.probability) + " there.");
 }
 
 void add_patching(Page& page, const Explanation& explanation) {
@@ -257,7 +257,7 @@ void add_patching(Page& page, const Explanation& explanation) {
       "In a run of the second prompt, one place (before a block, at a token) gets the numbers of the first prompt's "
       "run. "
       "0: all stays as in the second run; 1: it becomes as in the first. Measured is logit(" +
-      quoted(patching.answer.token) + ") - logit(" + quoted(patching.versus_answer.token) +
+      in_quotes(patching.answer.token) + ") - logit(" + in_quotes(patching.versus_answer.token) +
       "): " + signed_number(patching.clean_difference) + " in the first run, " +
       signed_number(patching.corrupted_difference) + " in the second.");
   add_compared(page, explanation);
