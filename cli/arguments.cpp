@@ -156,7 +156,12 @@ void declare(CLI::App& app, PatchArguments& arguments) {
 void declare(CLI::App& app, ExplainArguments& arguments) {
   declare_model(app, arguments.model);
   declare_text(app, "PROMPT", arguments.prompt, "the text that the model reads")->required();
-  declare_text(app, "--vs", arguments.versus, "a second prompt of as many tokens: where do the two answers part?");
+  CLI::Option* second =
+      declare_text(app, "--vs", arguments.versus, "a second prompt of as many tokens: where do the two answers part?");
+  declare_text(app, "--answer", arguments.answer, "the token to explain (default: the prompt's most likely one)");
+  declare_text(app, "--versus", arguments.versus_answer,
+               "the token to compare it with (default: the second prompt's most likely other one)")
+      ->needs(second);
   declare_text(app, "--html", arguments.html, "also write a page to this file");
   declare_count(app, "--heads", arguments.heads, "attention patterns of that many of the strongest heads (default: 6)");
   declare_count(app, "--top-k", arguments.top_k, "how many next tokens (default: 10)");
@@ -164,7 +169,8 @@ void declare(CLI::App& app, ExplainArguments& arguments) {
   app.footer(
       "Example:\n"
       "  glassformer explain model.gguf \"The capital of France is\" --vs \"The capital of Italy is\" --html "
-      "report.html");
+      "report.html\n"
+      "  glassformer explain model.gguf \"The capital of France is\" --answer Lyon");
 }
 
 std::string protect(std::string argument) {

@@ -68,7 +68,7 @@ struct PatchArguments : EngineArguments {
 
 struct ExplainArguments : EngineArguments {
   std::string prompt;
-  std::optional<std::string> versus, html;
+  std::optional<std::string> versus, answer, versus_answer, html;
   int64_t heads = 6, top_k = 10;
 };
 

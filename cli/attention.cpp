@@ -87,8 +87,7 @@ std::string looks(const std::vector<double>& weights, const std::vector<std::str
 
 void print_list(const Heads& heads) {
   print(bold("Where the heads look from the last position") + "\n");
-  print("logit: what the head adds to the logit of the model's answer, " + glassformer::quoted(heads.answer.token) +
-        "\n\n");
+  print("logit: what the head adds to the logit of the model's answer, " + in_quotes(heads.answer.token) + "\n\n");
   Table table({{"head"}, {"logit", Align::kRight}, {"attention", Align::kLeft, screen().width - 17}});
   for (const HeadPattern& head : heads.list) {
     table.add({str(head.layer, ".", head.head), signed_number(head.logit, 3),
@@ -135,7 +134,7 @@ void print_head(const Heads& heads) {
   print(pattern_table(head, heads.prompt.tokens));
   print("From the last position: " + looks(head.pattern.back(), heads.prompt.tokens) + "\n");
   print("It adds " + signed_number(head.logit, 3) + " to the logit of the model's answer, " +
-        glassformer::quoted(heads.answer.token) + ".\n");
+        in_quotes(heads.answer.token) + ".\n");
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ int run(const ExplainArguments& arguments) {
   options.n_heads = arguments.heads;
   options.n_next_tokens = arguments.top_k;
   options.progress = [&](const std::string& what, int64_t done, int64_t total) { progress.show(what, done, total); };
+  if (arguments.answer) options.answer = single_token(*model, *arguments.answer, "--answer");
+  if (arguments.versus_answer) options.versus_answer = single_token(*model, *arguments.versus_answer, "--versus");
   const Explanation explanation = explain(model, arguments.prompt, arguments.versus, options);
   if (arguments.html) write_file(*arguments.html, render_page(explanation));
   progress.clear();

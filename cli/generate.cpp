@@ -77,7 +77,7 @@ class Texts {
     if (results.size() == 1) return stream(results.front(), ended);
     for (; next_ < results.size() && (ended || !results[next_].finish.empty()); ++next_) {
       progress.clear();
-      print((next_ > 0 ? "\n" : "") + bold(glassformer::quoted(prompts_[next_].text)) + "\n");
+      print((next_ > 0 ? "\n" : "") + bold(in_quotes(prompts_[next_].text)) + "\n");
       print(harmless(text(next_, results[next_])) + "\n");
       std::cout.flush();
     }

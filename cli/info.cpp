@@ -45,7 +45,7 @@ Facts look(const std::string& model) {
     if (files.insert(tensor.file.get()).second) facts.bytes += tensor.file->bytes().size();
   }
   try {
-    facts.tokenizer = Tokenizer::of(facts.files);
+    facts.tokenizer = find_tokenizer(facts.files);
   } catch (const UnsupportedError& error) {
     facts.no_tokenizer = error.what();
   }

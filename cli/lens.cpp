@@ -117,7 +117,7 @@ void print_grids(const Reading& reading) {
     return heat_cell(score.probability, shortened(visible(score.token), kTokenWidth));
   }));
   if (!reading.target) return;
-  const std::string target = glassformer::quoted(token_text(*reading.model, *reading.target));
+  const std::string target = in_quotes(token_text(*reading.model, *reading.target));
   print("\n" + bold("The rank of " + target + " (0: the most likely token; darker: likelier)") + "\n");
   print(grid(reading, [&](size_t layer, size_t pos) {
     const double rank = reading.target_at(reading.found.target_rank, layer, pos);
@@ -129,13 +129,12 @@ void print_grids(const Reading& reading) {
 // One position: the most likely tokens with their probabilities, and the target.
 void print_position(const Reading& reading, size_t pos) {
   const auto position = static_cast<size_t>(reading.positions[pos]);
-  print(bold(str("Position ", position, ", after ", glassformer::quoted(reading.prompt.tokens[position]))) + "\n");
+  print(bold(str("Position ", position, ", after ", in_quotes(reading.prompt.tokens[position]))) + "\n");
   std::vector<Column> columns = {{"after\nblock", Align::kRight}};
   const size_t room = columns_that_fit(reading.target ? 30 : 8, 20);
   const auto shown = std::min<int64_t>(reading.n_top(), static_cast<int64_t>(room));
   if (reading.target) {
-    columns.push_back(
-        {glassformer::quoted(token_text(*reading.model, *reading.target)) + "\nprobability", Align::kRight, 14});
+    columns.push_back({in_quotes(token_text(*reading.model, *reading.target)) + "\nprobability", Align::kRight, 14});
     columns.push_back({"\nrank", Align::kRight});
   }
   for (int64_t k = 0; k < shown; ++k) {

@@ -46,8 +46,7 @@ Sweep sweep(const PatchArguments& arguments) {
   made.answer = answer_of(clean, arguments.answer, "--answer");
   made.versus = answer_of(corrupted, arguments.versus, "--versus");
   if (made.answer == made.versus) {
-    throw InputError(str("answer and versus are the same token, ",
-                         glassformer::quoted(token_text(*made.model, made.answer)),
+    throw InputError(str("answer and versus are the same token, ", in_quotes(token_text(*made.model, made.answer)),
                          "; choose two with --answer and --versus"));
   }
   PatchOptions options;
@@ -160,8 +159,8 @@ std::string strongest_places(const Sweep& made) {
 }
 
 void print_sweep(const Sweep& made) {
-  const std::string answer = glassformer::quoted(token_text(*made.model, made.answer));
-  const std::string versus = glassformer::quoted(token_text(*made.model, made.versus));
+  const std::string answer = in_quotes(token_text(*made.model, made.answer));
+  const std::string versus = in_quotes(token_text(*made.model, made.versus));
   print(bold("Patching " + made.activation + " from the clean prompt into the corrupted one") + "\n");
   print(wrapped("Measured is logit(" + answer + ") - logit(" + versus + "): " + signed_number(made.found.clean) +
                     " in the clean run, " + signed_number(made.found.corrupted) +

@@ -84,15 +84,14 @@ int64_t single_token(const Model& model, const std::string& text, const char* op
   const Tokenizer& tokenizer = model.tokenizer();
   const std::vector<int64_t> ids = tokenizer.encode(text, {.add_special_tokens = false});
   if (ids.size() == 1) return ids.front();
-  std::string pieces;
-  for (const std::string& piece : tokenizer.decode_each(ids))
-    pieces += (pieces.empty() ? "" : ", ") + glassformer::quoted(piece);
-  std::string hint;
-  if (!text.empty() && tokenizer.encode(" " + text, {.add_special_tokens = false}).size() == 1) {
-    hint = "; with a space before it, it is one: " + glassformer::quoted(" " + text);
+  if (!text.empty()) {
+    const std::vector<int64_t> spaced = tokenizer.encode(" " + text, {.add_special_tokens = false});
+    if (spaced.size() == 1) return spaced.front();
   }
-  throw InputError(str(option, ": ", glassformer::quoted(text), " is ", ids.size(), " tokens",
-                       pieces.empty() ? "" : " (" + pieces + ")", "; expected one", hint));
+  std::string pieces;
+  for (const std::string& piece : tokenizer.decode_each(ids)) pieces += (pieces.empty() ? "" : ", ") + in_quotes(piece);
+  throw InputError(str(option, ": ", in_quotes(text), " is ", ids.size(), " tokens",
+                       pieces.empty() ? "" : " (" + pieces + ")", "; expected one"));
 }
 
 int64_t checked_index(int64_t index, int64_t count, const char* what) {

@@ -44,7 +44,8 @@ class Progress {
 /// The model as the options ask for it.
 std::shared_ptr<const Model> load(const EngineArguments& arguments);
 
-/// The id of `text`, which must be one token; `InputError` with the tokens that it is otherwise.
+/// The id of `text`, which must be one token by itself or with a space before it; `InputError` with the tokens that it
+/// is otherwise.
 int64_t single_token(const Model& model, const std::string& text, const char* option);
 /// The index, counted from the end where it is negative; `InputError` out of range.
 int64_t checked_index(int64_t index, int64_t count, const char* what);

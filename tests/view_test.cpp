@@ -147,9 +147,9 @@ TEST_CASE("visible tokens have a shape and steer no terminal") {
   CHECK(visible("\xE0\xA4\xBF") == "◌\xE0\xA4\xBF");
   CHECK(visible("東京") == "東京");
   CHECK(visible("") == "(empty)");
-  CHECK(quoted(" Paris\n") == "“ Paris⏎”");
-  CHECK(quoted(" ") == "“·”");
-  CHECK(quoted("a  b") == "“a··b”");
+  CHECK(in_quotes(" Paris\n") == "“ Paris⏎”");
+  CHECK(in_quotes(" ") == "“·”");
+  CHECK(in_quotes("a  b") == "“a··b”");
   for (const std::string& token : hostile_tokens()) {
     for (const char c : visible(token)) CHECK(static_cast<unsigned char>(c) >= 0x20);
   }
@@ -159,6 +159,12 @@ TEST_CASE("numbers for people") {
   CHECK(percent(0.8325) == "83 %");
   CHECK(percent(0.0417) == "4.2 %");
   CHECK(percent(0.0031) == "0.31 %");
+  CHECK(percent(0.0999) == "10 %");
+  CHECK(percent(0.0994) == "9.9 %");
+  CHECK(percent(0.00999) == "1.0 %");
+  CHECK(percent(0.00994) == "0.99 %");
+  CHECK(percent(0.9949) == "99 %");
+  CHECK(percent(0.9951) == "99.51 %");
   CHECK(percent(0.00003) == "<0.01 %");
   CHECK(percent(0.9987) == "99.87 %");
   CHECK(percent(0.999999) == ">99.99 %");
@@ -245,4 +251,14 @@ TEST_CASE("an explanation of nothing is still text, JSON and a page") {
   CHECK(json::parse(to_json(empty))["prompt"]["tokens"] == json::array());
   CHECK(contains(render_page(empty), "</html>"));
   CHECK_FALSE(render_terminal(empty).empty());
+}
+
+TEST_CASE("a token that isn't the second prompt's own answer is named as such") {
+  Explanation explanation = sample_explanation(capitals());
+  CHECK_FALSE(contains(render_terminal(explanation), "compared with is"));
+  explanation.patching->versus_answer = {555, " Milan", 1.5, 0.02};
+  const std::string text = render_terminal(explanation, {.width = 200});
+  CHECK(contains(text, "The second prompt is answered “ Rome”; compared with is “ Milan”, which has 2.0 % there."));
+  explanation.versus_next_tokens.front() = explanation.patching->answer;
+  CHECK(contains(render_terminal(explanation, {.width = 200}), "answered “ Paris” too; compared with is “ Milan”"));
 }

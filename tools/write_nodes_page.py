@@ -39,7 +39,10 @@ def main() -> int:
     torch.manual_seed(0)
     text = INTRO + "\n".join(line for architecture in CONFIGS for line in rows(architecture)) + "\n"
     if "--check" in sys.argv:
-        return 0 if PAGE.read_text(encoding="utf-8") == text else 1
+        if PAGE.read_text(encoding="utf-8") == text:
+            return 0
+        print("docs/nodes.md is not what the library says; run tools/write_nodes_page.py", file=sys.stderr)
+        return 1
     PAGE.write_text(text, encoding="utf-8")
     return 0
 

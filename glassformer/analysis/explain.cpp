@@ -64,6 +64,39 @@ PatchTable patch_table(Trace& clean, Trace& corrupted, const TokenScore& answer,
   return table;
 }
 
+void check_prompts(const Prompt& prompt, const Prompt& versus) {
+  if (versus.ids.size() != prompt.ids.size())
+    throw InputError(str("the two prompts must have equally many tokens: '", prompt.text, "' has ", prompt.ids.size(),
+                         ", '", versus.text, "' has ", versus.ids.size()));
+  if (versus.ids == prompt.ids)
+    throw InputError(str("the two prompts have the same tokens, those of '", prompt.text,
+                         "'; expected a second prompt that differs"));
+}
+
+void check_options(const ExplainOptions& options, const Model& model, bool has_versus) {
+  if (options.n_next_tokens < 1)
+    throw InputError(str("the number of next tokens is ", options.n_next_tokens, "; expected 1 or more"));
+  for (const std::optional<int64_t>& id : {options.answer, options.versus_answer})
+    if (id && (*id < 0 || *id >= model.config().d_vocab))
+      throw InputError(str("token ", *id, " is outside the vocabulary of ", model.config().d_vocab));
+  if (!options.versus_answer) return;
+  if (!has_versus) throw InputError("a token to compare the answer with needs a second prompt; none was given");
+  if (options.answer == options.versus_answer)
+    throw InputError(str("'", token_text(model, *options.answer),
+                         "' is both the answer and what it is compared with; expected two tokens"));
+}
+
+// What the answer is compared with: two prompts may well have the same most likely token.
+TokenScore other_answer(const Model& model, const at::Tensor& logits, const TokenScore& answer,
+                        const std::optional<int64_t>& given) {
+  if (given == answer.id)
+    throw InputError(str("'", answer.token, "' is the first prompt's own answer; choose the answer or what it is ",
+                         "compared with so that they differ"));
+  if (given) return score_of(model, logits, *given);
+  const std::vector<TokenScore> best = best_tokens(model, logits, 2);
+  return best.front().id == answer.id ? best.back() : best.front();
+}
+
 }  // namespace
 
 ModelSummary summarise(const Model& model) {
@@ -91,6 +124,11 @@ std::vector<TokenScore> best_tokens(const Model& model, const at::Tensor& logits
   return scores;
 }
 
+TokenScore score_of(const Model& model, const at::Tensor& logits, int64_t id) {
+  const at::Tensor wide = logits.to(at::kCPU, at::kDouble);
+  return {id, token_text(model, id), wide[id].item<double>(), at::softmax(wide, -1)[id].item<double>()};
+}
+
 LensTable lens_table(Trace& trace, int64_t answer) {
   const LensResult found =
       logit_lens(trace, {.positions = std::nullopt, .top_k = 1, .target = answer, .return_logits = false});
@@ -116,24 +154,22 @@ Explanation explain(const std::shared_ptr<const Model>& model, const std::string
   const auto report = [&](const char* what, int64_t done) {
     if (options.progress) options.progress(what, done, 4);
   };
-  if (options.n_next_tokens < 1)
-    throw InputError(str("the number of next tokens is ", options.n_next_tokens, "; expected 1 or more"));
+  check_options(options, *model, versus.has_value());
   Explanation explanation;
   explanation.model = summarise(*model);
   explanation.prompt = describe_prompt(*model, text);
   if (versus) {
     explanation.versus = describe_prompt(*model, *versus);
-    const size_t found = explanation.versus->ids.size(), expected = explanation.prompt.ids.size();
-    if (found != expected)
-      throw InputError(str("the two prompts must have equally many tokens: '", text, "' has ", expected, ", '", *versus,
-                           "' has ", found));
+    check_prompts(explanation.prompt, *explanation.versus);
   }
   TraceOptions trace_options;
   trace_options.poll = options.poll;
   report("reading the model", 0);
   Trace trace(model, text, trace_options);
-  explanation.next_tokens = best_tokens(*model, trace.logits_at(-1)[0], options.n_next_tokens);
-  const TokenScore& answer = explanation.next_tokens.front();
+  const at::Tensor logits = trace.logits_at(-1)[0];
+  explanation.next_tokens = best_tokens(*model, logits, options.n_next_tokens);
+  const TokenScore answer =
+      options.answer ? score_of(*model, logits, *options.answer) : explanation.next_tokens.front();
   report("logit lens", 1);
   explanation.lens = lens_table(trace, answer.id);
   report("attribution", 2);
@@ -142,11 +178,10 @@ Explanation explain(const std::shared_ptr<const Model>& model, const std::string
   if (versus) {
     report("patching", 3);
     Trace other(model, *versus, trace_options);
-    explanation.versus_next_tokens = best_tokens(*model, other.logits_at(-1)[0], options.n_next_tokens);
-    if (answer.id == explanation.versus_next_tokens.front().id)
-      throw InputError(
-          str("both prompts are answered '", answer.token, "'; patching needs prompts with different answers"));
-    explanation.patching = patch_table(trace, other, answer, explanation.versus_next_tokens.front(), options);
+    const at::Tensor other_logits = other.logits_at(-1)[0];
+    explanation.versus_next_tokens = best_tokens(*model, other_logits, options.n_next_tokens);
+    const TokenScore compared = other_answer(*model, other_logits, answer, options.versus_answer);
+    explanation.patching = patch_table(trace, other, answer, compared, options);
   }
   report("done", 4);
   return explanation;

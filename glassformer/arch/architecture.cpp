@@ -7,6 +7,7 @@
 #include "glassformer/base/errors.h"
 #include "glassformer/io/model_files.h"
 #include "glassformer/io/quantised.h"
+#include "glassformer/text/tokenizer.h"
 
 namespace glassformer {
 namespace {
@@ -124,6 +125,14 @@ std::vector<int64_t> end_tokens(const std::string& config_json) {
   for (const nlohmann::json& id : given.is_array() ? given : nlohmann::json::array({given}))
     if (id.is_number_integer()) ids.push_back(id.get<int64_t>());
   return ids;
+}
+
+std::shared_ptr<const Tokenizer> find_tokenizer(const ModelFiles& files) {
+  if (files.gguf)
+    return files.gguf->metadata.contains("tokenizer.ggml.model") ? Tokenizer::from_gguf(*files.gguf) : nullptr;
+  if (files.tokenizer_json.empty()) return nullptr;
+  return Tokenizer::from_json(files.tokenizer_json, files.path + "/tokenizer.json", files.tokenizer_config_json,
+                              files.chat_template);
 }
 
 std::vector<int64_t> end_tokens(const ModelFiles& files) {

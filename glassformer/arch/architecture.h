@@ -12,6 +12,7 @@
 namespace glassformer {
 
 class ConfigReader;
+class Tokenizer;
 struct ModelFiles;
 
 /// A key of GGUF's metadata ("{arch}.block_count" is written "block_count") and the key of config.json that means the
@@ -45,6 +46,9 @@ struct DescribedModel {
 };
 DescribedModel describe(const std::string& config_json, const std::string& path);
 DescribedModel describe(const ModelFiles& files);
+
+/// The tokenizer that lies with a model; null where there is none.
+std::shared_ptr<const Tokenizer> find_tokenizer(const ModelFiles& files);
 
 /// The tokens that end a text: `eos_token_id` of generation_config.json, else of config.json; empty where neither has
 /// one.

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "glassformer/arch/architecture.h"
 #include "glassformer/base/errors.h"
 #include "glassformer/io/model_files.h"
 #include "glassformer/text/tokenizer.h"
@@ -42,7 +43,7 @@ std::shared_ptr<const Model> Model::load(const std::string& name_or_path, const 
   model->config_ = described.config;
   model->weights_ = Weights::from_files(files, described, options.dtype, options.device);
   model->graph_ = Graph::build(described.config, *model->weights_);
-  model->tokenizer_ = Tokenizer::of(files);
+  model->tokenizer_ = find_tokenizer(files);
   model->eos_ids_ = end_tokens(files);
   if (model->eos_ids_.empty() && model->tokenizer_ && model->tokenizer_->eos_id())
     model->eos_ids_ = {*model->tokenizer_->eos_id()};

@@ -12,7 +12,6 @@
 namespace glassformer {
 
 struct GgufFile;
-struct ModelFiles;
 
 /// A text as tokens. `offsets[i]` is the half-open range of characters (code points) of the text that token i came
 /// from.
@@ -34,8 +33,6 @@ struct DecodeOptions {
 /// equal, token for token, to the Python package `tokenizers`. Immutable; any number of threads may use one.
 class Tokenizer {
  public:
-  /// The one that comes with a model; null where there is none.
-  static std::shared_ptr<const Tokenizer> of(const ModelFiles& files);
   /// From the text of tokenizer.json; `path` is for messages. `config_json` is the text of tokenizer_config.json,
   /// `chat_template` that of chat_template.jinja, which goes before the config's; both may be empty.
   static std::shared_ptr<const Tokenizer> from_json(std::string_view json, const std::string& path,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "glassformer/io/model_files.h"
 #include "glassformer/text/component_json.h"
 #include "glassformer/text/json_view.h"
 #include "glassformer/text/pipeline.h"
@@ -215,13 +214,6 @@ std::shared_ptr<const Tokenizer> read_tokenizer(std::string_view json, const std
 std::shared_ptr<const Tokenizer> Tokenizer::from_json(std::string_view json, const std::string& path,
                                                       std::string_view config_json, std::string_view chat_template) {
   return text::read_tokenizer(json, path, config_json, chat_template);
-}
-
-std::shared_ptr<const Tokenizer> Tokenizer::of(const ModelFiles& files) {
-  if (files.gguf) return files.gguf->metadata.contains("tokenizer.ggml.model") ? from_gguf(*files.gguf) : nullptr;
-  if (files.tokenizer_json.empty()) return nullptr;
-  return from_json(files.tokenizer_json, files.path + "/tokenizer.json", files.tokenizer_config_json,
-                   files.chat_template);
 }
 
 }  // namespace glassformer

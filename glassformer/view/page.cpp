@@ -49,7 +49,7 @@ std::string script_safe(std::string_view json) {
 }
 
 std::string title(const Explanation& explanation) {
-  return html_escaped(quoted(explanation.prompt.text) + " – " + visible(explanation.model.name) + " – Glassformer");
+  return html_escaped(in_quotes(explanation.prompt.text) + " – " + visible(explanation.model.name) + " – Glassformer");
 }
 
 }  // namespace

@@ -119,7 +119,7 @@ std::string padded(std::string_view text, int width, Align align) {
 
 std::string visible(std::string_view token) { return token.empty() ? "(empty)" : shown(token, "·"); }
 
-std::string quoted(std::string_view token) {
+std::string in_quotes(std::string_view token) {
   const bool spaces_count =
       token.find("  ") != std::string_view::npos || token.find_first_not_of(' ') == std::string_view::npos;
   return "“" + shown(token, spaces_count ? "·" : " ") + "”";
@@ -131,8 +131,9 @@ std::string percent(double share) {
   if (value == 0) return "0 %";
   if (value > 0 && value < 0.01) return "<0.01 %";
   if (value > 99.99 && value < 100) return ">99.99 %";
-  if (value < 1) return formatted("%.2f %%", value);
-  if (value < 10) return formatted("%.1f %%", value);
+  // The limits are where rounding gives one digit more.
+  if (value < 0.995) return formatted("%.2f %%", value);
+  if (value < 9.95) return formatted("%.1f %%", value);
   if (value < 99.5 || value >= 100) return formatted("%.0f %%", value);
   return formatted("%.2f %%", value);
 }

@@ -23,7 +23,7 @@ std::string render_terminal(const Explanation& explanation, TerminalOptions opti
 std::string visible(std::string_view token);
 
 /// The token as in a sentence: “ Paris”, visible but for single spaces beside other characters.
-std::string quoted(std::string_view token);
+std::string in_quotes(std::string_view token);
 
 /// A share of one in percent, with about two digits: "83 %", "4.2 %", "<0.01 %"; "n/a" where it is no number.
 std::string percent(double share);

@@ -101,14 +101,25 @@ std::string model_words(const ModelSummary& model) {
          " parameters, computed in " + visible(model.dtype);
 }
 
+// What the reader may have meant: "Paris" and " Paris" are two tokens.
+std::string spaced_twin(const TokenScore& answer, const std::vector<TokenScore>& next_tokens) {
+  for (const TokenScore& score : next_tokens) {
+    if (score.token != " " + answer.token) continue;
+    return " " + in_quotes(score.token) + ", with a space before it, is another token, which has " +
+           percent(score.probability) + ".";
+  }
+  return "";
+}
+
 void add_headline(Page& page, const Explanation& explanation) {
   const std::string model = visible(explanation.model.name);
   if (!explanation.next_tokens.empty()) {
     const TokenScore& top = explanation.next_tokens.front();
-    page.heading(model + " answers " + quoted(top.token) + " with " + percent(top.probability));
+    page.heading(model + " answers " + in_quotes(top.token) + " with " + percent(top.probability));
     if (top.id != explanation.attribution.answer.id) {
-      page.prose("Explained here is " + quoted(explanation.attribution.answer.token) + ", which has " +
-                 percent(explanation.attribution.answer.probability) + ".");
+      const TokenScore& answer = explanation.attribution.answer;
+      page.prose("Explained here is " + in_quotes(answer.token) + ", which has " + percent(answer.probability) + "." +
+                 spaced_twin(answer, explanation.next_tokens));
     }
   } else {
     page.heading(model);
@@ -150,7 +161,7 @@ void add_lens(Page& page, const Explanation& explanation) {
   const LensTable& lens = explanation.lens;
   if (lens.top.empty() || lens.top.front().empty()) return;
   const size_t last = lens.top.front().size() - 1;
-  const std::string answer = quoted(explanation.attribution.answer.token);
+  const std::string answer = in_quotes(explanation.attribution.answer.token);
   page.heading("Logit lens at the last position");
   page.prose("What the model would answer if it stopped after that block, and the rank that " + answer +
              " has by then (0: no token is likelier; longer bar: higher).");
@@ -172,7 +183,7 @@ void add_lens(Page& page, const Explanation& explanation) {
 }
 
 void add_components(Page& page, const AttributionTable& attribution) {
-  const std::string answer = quoted(attribution.answer.token);
+  const std::string answer = in_quotes(attribution.answer.token);
   page.heading("What pushes the logit of " + answer + " up (+) and down (-)");
   std::vector<double> values;
   for (const Component& component : attribution.components) values.push_back(component.logit);
@@ -227,6 +238,16 @@ std::vector<size_t> patch_positions(const PatchTable& patching, size_t n_positio
   return positions;
 }
 
+// The second prompt's likeliest token is what one expects the answer to be compared with; says so where it is not.
+void add_compared(Page& page, const Explanation& explanation) {
+  if (explanation.versus_next_tokens.empty()) return;
+  const TokenScore &top = explanation.versus_next_tokens.front(), &compared = explanation.patching->versus_answer;
+  if (top.id == compared.id) return;
+  const bool same = top.id == explanation.patching->answer.id;
+  page.prose("The second prompt is answered " + in_quotes(top.token) + (same ? " too" : "") + "; compared with is " +
+             in_quotes(compared.token) + ", which has " + percent(compared.probability) + " there.");
+}
+
 void add_patching(Page& page, const Explanation& explanation) {
   if (!explanation.patching || !explanation.versus) return;
   const PatchTable& patching = *explanation.patching;
@@ -235,10 +256,11 @@ void add_patching(Page& page, const Explanation& explanation) {
   page.prose(
       "In a run of the second prompt, one place (before a block, at a token) gets the numbers of the first prompt's "
       "run. "
-      "0: the answer stays the second prompt's; 1: it becomes the first's. Measured is logit(" +
-      quoted(patching.answer.token) + ") - logit(" + quoted(patching.versus_answer.token) +
+      "0: all stays as in the second run; 1: it becomes as in the first. Measured is logit(" +
+      in_quotes(patching.answer.token) + ") - logit(" + in_quotes(patching.versus_answer.token) +
       "): " + signed_number(patching.clean_difference) + " in the first run, " +
       signed_number(patching.corrupted_difference) + " in the second.");
+  add_compared(page, explanation);
   constexpr int kColumnWidth = 11;
   const auto room = static_cast<size_t>((page.width() - 2 - 8) / (kColumnWidth + 2));
   const std::vector<size_t> positions = patch_positions(patching, clean.size(), room);

@@ -98,10 +98,11 @@ void bind_analysis(py::module_& module) {
   module.def(
       "explain",
       [](const std::shared_ptr<Model>& model, const std::string& text, const std::optional<std::string>& versus,
-         int64_t n_next_tokens, int64_t n_heads) {
-        return explain(model, text, versus, {n_next_tokens, n_heads, {}, python_poll()});
+         int64_t n_next_tokens, int64_t n_heads, std::optional<int64_t> answer, std::optional<int64_t> versus_answer) {
+        return explain(model, text, versus, {n_next_tokens, n_heads, answer, versus_answer, {}, python_poll()});
       },
-      py::arg("model"), py::arg("text"), py::arg("versus"), py::arg("n_next_tokens"), py::arg("n_heads"), Release());
+      py::arg("model"), py::arg("text"), py::arg("versus"), py::arg("n_next_tokens"), py::arg("n_heads"),
+      py::arg("answer"), py::arg("versus_answer"), Release());
 }
 
 }  // namespace glassformer

@@ -1,5 +1,6 @@
 #include <torch/csrc/utils/pybind.h>
 
+#include "glassformer/arch/architecture.h"
 #include "glassformer/graph/model.h"
 #include "glassformer/text/tokenizer.h"
 #include "python/bindings/bindings.h"
@@ -7,6 +8,25 @@
 namespace py = pybind11;
 
 namespace glassformer {
+namespace {
+
+// The weights that have a bias beside them, as the nodes call them.
+std::vector<std::string> names_of(const Biases& biases) {
+  const std::pair<const char*, bool> all[] = {{"q", biases.q},
+                                              {"k", biases.k},
+                                              {"v", biases.v},
+                                              {"o", biases.o},
+                                              {"mlp_in", biases.mlp_in},
+                                              {"mlp_gate", biases.mlp_gate},
+                                              {"mlp_out", biases.mlp_out},
+                                              {"unembed", biases.unembed}};
+  std::vector<std::string> names;
+  for (const auto& [name, there] : all)
+    if (there) names.emplace_back(name);
+  return names;
+}
+
+}  // namespace
 
 void bind_model(py::module_& module) {
   py::class_<Rope>(module, "Rope",
@@ -33,7 +53,20 @@ void bind_model(py::module_& module) {
       .def_property_readonly(
           "positions",
           [](const ModelConfig& c) { return c.positions == PositionEmbedding::kRotary ? "rotary" : "learned"; })
-      .def_property_readonly("activation", [](const ModelConfig& c) { return name_of(c.activation); });
+      .def_property_readonly("activation", [](const ModelConfig& c) { return name_of(c.activation); })
+      .def_property_readonly("windows",
+                             [](const ModelConfig& c) {
+                               std::vector<int64_t> windows;
+                               for (const LayerConfig& layer : c.layers) windows.push_back(layer.window);
+                               return windows;
+                             })
+      .def_property_readonly("biases", [](const ModelConfig& c) { return names_of(c.biases); });
+  module.def("architectures", [] {
+    std::vector<std::pair<std::vector<std::string>, std::string>> list;
+    for (const Architecture& architecture : architectures())
+      list.emplace_back(architecture.model_types, architecture.gguf_name);
+    return list;
+  });
   module.def(
       "node_steps",
       [](const std::string& config_json) {

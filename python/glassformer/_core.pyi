@@ -98,7 +98,14 @@ class ModelConfig:
     def positions(self) -> str: ...
     @property
     def activation(self) -> str: ...
+    @property
+    def windows(self) -> list[int]:
+        """How many keys a query of each layer sees, itself among them; 0: all before it."""
+    @property
+    def biases(self) -> list[str]:
+        """The weights that have a bias: "q", "k", "v", "o", "mlp_in", "mlp_gate", "mlp_out", "unembed"."""
 
+def architectures() -> list[tuple[list[str], str]]: ...
 def node_steps(config_json: str) -> list[tuple[str, str, list[str]]]: ...
 
 class Model:
@@ -296,4 +303,12 @@ class Explanation:
     def to_html(self) -> str: ...
     def to_text(self, width: int) -> str: ...
 
-def explain(model: Model, text: str, versus: str | None, n_next_tokens: int, n_heads: int) -> Explanation: ...
+def explain(
+    model: Model,
+    text: str,
+    versus: str | None,
+    n_next_tokens: int,
+    n_heads: int,
+    answer: int | None,
+    versus_answer: int | None,
+) -> Explanation: ...

@@ -113,24 +113,40 @@ class Explanation:
 
 
 def explain(
-    model: Model, prompt: str, versus: str | None = None, n_next_tokens: int = 10, n_heads: int = 6
+    model: Model,
+    prompt: str,
+    versus: str | None = None,
+    n_next_tokens: int = 10,
+    n_heads: int = 6,
+    answer: int | str | None = None,
+    versus_answer: int | str | None = None,
 ) -> Explanation:
     """The next tokens, the logit lens, direct logit attribution and the strongest heads of a prompt; with a second
     prompt of equal length in tokens, the patching map between the two.
 
-    Raises `InputError` for prompts of different lengths, or with the same answer.
+    `answer` is the token that is explained (the prompt's most likely one unless given), `versus_answer` the one that
+    patching compares it with (the second prompt's most likely other one); as ids or as texts of one token.
+
+    Raises `InputError` for prompts of different lengths or with the same tokens, and for an answer compared with
+    itself.
     """
-    return Explanation(_core.explain(model.core, prompt, versus, n_next_tokens, n_heads))
+    ids = [None if token is None else single_token(model, token) for token in (answer, versus_answer)]
+    return Explanation(_core.explain(model.core, prompt, versus, n_next_tokens, n_heads, *ids))
 
 
 def single_token(model: Model, token: int | str) -> int:
-    """The id of a token given as an id or as a text of exactly one token; `InputError` shows the tokens it has."""
+    """The id of a token given as an id or as a text that is one token, by itself or with a space before it;
+    `InputError` shows the tokens it has.
+    """
     if not isinstance(token, str):
         return int(token)
     if model.tokenizer is None:
         raise _core.InputError(f"model '{model.name}' came without a tokenizer; give an id instead of {token!r}")
     ids = model.tokenizer.encode(token, add_special_tokens=False)
-    if len(ids) != 1:
+    if len(ids) == 1:
+        return ids[0]
+    spaced = model.tokenizer.encode(f" {token}", add_special_tokens=False) if token else []
+    if len(spaced) != 1:
         pieces = ", ".join(repr(piece) for piece in model.tokenizer.convert_ids_to_tokens(ids))
         raise _core.InputError(f"{token!r} is {len(ids)} tokens ({pieces}); expected one")
-    return ids[0]
+    return spaced[0]

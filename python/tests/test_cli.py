@@ -349,6 +349,33 @@ def test_explain_without_a_second_prompt(ask):
     assert sum(score["probability"] for score in found["next_tokens"]) < 1
 
 
+def test_explain_another_answer(ask, run, demo_model, python_model):
+    found = ask("explain", FRANCE, "--answer", "Lyon", "--vs", ITALY, "--versus", "Milan")
+    assert found["attribution"]["answer"]["token"] == found["patching"]["answer"]["token"] == " Lyon"
+    assert found["patching"]["versus_answer"]["token"] == " Milan"
+    lyon, milan = (found["patching"][name]["id"] for name in ("answer", "versus_answer"))
+    for prompt, name in ((FRANCE, "clean_difference"), (ITALY, "corrupted_difference")):
+        logits = python_model.trace(prompt).logits_at(-1)[0]
+        assert found["patching"][name] == pytest.approx((logits[lyon] - logits[milan]).item(), abs=1e-4)
+    parts = sum(component["logit"] for component in found["attribution"]["components"])
+    assert parts == pytest.approx(python_model.trace(FRANCE).logits_at(-1)[0, lyon].item(), abs=1e-4)
+    probability = found["attribution"]["answer"]["probability"]
+    assert found["lens"]["probability"][-1][-1] == pytest.approx(probability, abs=1e-6)
+    text = run("explain", demo_model, FRANCE, "--answer", "Paris").stdout
+    assert "Explained here is “Paris”" in text and "“ Paris”, with a space before it, is another token" in text
+
+
+def test_explain_two_prompts_with_one_answer(ask, run, demo_model):
+    inside = "The capital in France is"
+    found = ask("explain", FRANCE, "--vs", inside)
+    first, second = found["versus_next_tokens"][:2]
+    assert found["patching"]["answer"]["token"] == first["token"] == " Paris"
+    assert found["patching"]["versus_answer"] == second
+    assert found["patching"]["recovered"][0] == pytest.approx([0, 0, 1, 0, 0], abs=1e-4)
+    text = " ".join(run("explain", demo_model, FRANCE, "--vs", inside).stdout.split())
+    assert f"answered “ Paris” too; compared with is “{second['token']}”" in text
+
+
 def test_the_page_holds_the_same_numbers(report):
     found, folder = report
     page = (folder / "page.html").read_text()
@@ -395,7 +422,11 @@ WRONG = {
     "lengths, patch": (["patch", "MODEL", FRANCE, "Hello"], "5", "1"),
     "target of several tokens": (["lens", "MODEL", FRANCE, "--target", "Paris and Rome"], "--target", "and", "Rome"),
     "answer of several tokens": (["patch", "MODEL", FRANCE, ITALY, "--answer", "Paris and Rome"], "--answer"),
-    "one answer, explain": (["explain", "MODEL", FRANCE, "--vs", FRANCE], "Paris"),
+    "one prompt twice, explain": (["explain", "MODEL", FRANCE, "--vs", FRANCE], "same tokens"),
+    "answer of several tokens, explain": (["explain", "MODEL", FRANCE, "--answer", "New York"], "--answer", "“ York”"),
+    "versus without a second prompt": (["explain", "MODEL", FRANCE, "--versus", " Rome"], "--vs"),
+    "answer against itself": (["explain", "MODEL", FRANCE, "--vs", ITALY, "--versus", " Paris"], "Paris", "differ"),
+    "empty answer": (["explain", "MODEL", FRANCE, "--answer", ""], "--answer", "0 tokens"),
     "one answer": (["patch", "MODEL", FRANCE, FRANCE], "same token", "Paris"),
     "layer": (["attention", "MODEL", FRANCE, "--layer", "30"], "layer 30", "29"),
     "layer, patch": (["patch", "MODEL", FRANCE, ITALY, "--layer", "-31"], "layer -31"),

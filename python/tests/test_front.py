@@ -207,6 +207,33 @@ def test_ids_of_several_prompts(model):
             model.trace(wrong)
 
 
+def test_explain_names_its_answers(model):
+    first, second = model.trace("the cat sat"), model.trace("the mat sat")
+    by_id = glassformer.explain(model, "the cat sat", "the mat sat", answer=7, versus_answer=9).to_dict()
+    assert by_id["patching"]["clean_difference"] == pytest.approx(
+        (first.logits_at(-1)[0, 7] - first.logits_at(-1)[0, 9]).item(), abs=1e-5
+    )
+    assert by_id["patching"]["corrupted_difference"] == pytest.approx(
+        (second.logits_at(-1)[0, 7] - second.logits_at(-1)[0, 9]).item(), abs=1e-5
+    )
+    text = model.tokenizer.decode([7])
+    assert glassformer.explain(model, "the cat sat", answer=text).to_dict()["attribution"]["answer"]["id"] == 7
+    alone = glassformer.explain(model, "the cat sat", "the mat sat").to_dict()
+    answer, best = alone["attribution"]["answer"], alone["versus_next_tokens"]
+    assert answer == alone["next_tokens"][0]
+    assert alone["patching"]["versus_answer"] == next(score for score in best if score["id"] != answer["id"])
+    for wrong, message in (
+        ({"answer": 300}, "300"),
+        ({"answer": 7, "versus_answer": 7}, "expected two tokens"),
+        ({"versus_answer": answer["id"]}, "own answer"),
+        ({"answer": "cat cat"}, "expected one"),
+    ):
+        with pytest.raises(glassformer.InputError, match=message):
+            glassformer.explain(model, "the cat sat", "the mat sat", **wrong)
+    with pytest.raises(glassformer.InputError, match="second prompt"):
+        glassformer.explain(model, "the cat sat", versus_answer=7)
+
+
 def test_printing(model):
     trace = model.trace("the cat")
     assert "length" in repr(trace) and "edited" not in repr(trace)

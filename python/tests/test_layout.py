@@ -1,6 +1,8 @@
 """The rules of the source tree: who may include whom, what public headers may show, how long a file may be."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,13 @@ def test_no_file_is_long():
     counts = {name(path): len(path.read_text().splitlines()) for path in sources(*folders, suffixes=suffixes)}
     long = [f"{path}: {count} lines" for path, count in counts.items() if count > MOST_LINES]
     assert not long, f"at most {MOST_LINES} lines a file:\n" + "\n".join(long)
+
+
+@pytest.mark.parametrize("page", ["nodes", "models"])
+def test_written_pages_are_up_to_date(page):
+    command = [sys.executable, ROOT / "tools" / f"write_{page}_page.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_links_in_documents_lead_somewhere():

@@ -15,6 +15,7 @@ import glassformer
 ALL = list(CONFIGS)
 IN_FLOAT64 = [name for name in ALL if name not in NO_FLOAT64]
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
+TIMES_THEIR_ERROR = 2  # Below float32: that many times transformers' own distance from float32.
 
 
 def compare(model, reference, tokens, tolerance, **options):
@@ -55,7 +56,7 @@ def test_half_precision(name, dtype):
 
     def check(found, narrow, wide, what):
         assert found.dtype == dtype
-        assert error(found, wide) <= 2 * error(narrow, wide) + 1e-6, what
+        assert error(found, wide) <= TIMES_THEIR_ERROR * error(narrow, wide) + 1e-6, what
 
     check(trace.logits, rounded.logits, exact.logits, "logits")
     for layer in range(1, model.config.n_layers):

@@ -3,6 +3,7 @@ same."""
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,16 @@ def test_both_languages_print_the_same(name, programs, model, tmp_path):
     of_python = run(sys.executable, ROOT / "examples" / f"{name}.py", model, cwd=tmp_path)
     assert of_cpp == of_python
     assert len(of_cpp.splitlines()) > 10
+
+
+def test_steering_changes_the_text(model):
+    text = run(sys.executable, ROOT / "examples" / "steer_generation.py", model)
+    steered = dict(re.findall(r"^([+-]\d): (.*)", text, re.M))
+    assert list(steered) == ["-2", "-1", "+0", "+1", "+2"] and len(set(steered.values())) == 5
+    import glassformer
+
+    plain = glassformer.load(model).generate("I think that you are", max_new_tokens=24).text
+    assert steered["+0"] == f"I think that you are{plain}".split("\n")[0]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -66,6 +66,22 @@ function strongestKeys(head, count = 3) {
 
 // ---- Sections ----
 
+// What the reader may have meant: "Paris" and " Paris" are two tokens.
+function spacedTwin() {
+  const twin = data.next_tokens.find((score) => score.token === ` ${answer.token}`);
+  return twin &&
+      ` ${quoted(twin.token)}, with a space before it, is another token, which has ${percent(twin.probability)}.`;
+}
+
+// The second prompt's likeliest token is what one expects the answer to be compared with; says so where it is not.
+function comparedToken() {
+  const {answer: clean, versus_answer: other} = data.patching;
+  const top = data.versus_next_tokens[0];
+  if (!top || top.id === other.id) return `makes the model answer ${quoted(other.token)}.`;
+  return `makes the model answer ${quoted(top.token)}${top.id === clean.id ? ' too' : ''}; compared with here is ${
+      quoted(other.token)}, which has ${percent(other.probability)} there.`;
+}
+
 function drawHeader() {
   const model = data.model;
   const top = data.next_tokens[0];
@@ -76,7 +92,8 @@ function drawHeader() {
                visible(model.name, ' ')));
   if (top && top.id !== answer.id) {
     report.append(
-        p(`This page explains another token: ${quoted(answer.token)}, which has ${percent(answer.probability)}.`));
+        p(`This page explains another token: ${quoted(answer.token)}, which has ${percent(answer.probability)}.`,
+          spacedTwin()));
   }
   report.append(
       el('p', {class: 'soft small'},
@@ -379,12 +396,11 @@ function drawPatching() {
   const largest = Math.max(1, largestOf(recovered.flat()));
   section(
       'patching', title,
-      p(`The second prompt, ${quotedText(versus.text)}, makes the model answer ${
-            other}. Now the model reads the second prompt again, but at one single place ` +
+      p(`The second prompt, ${quotedText(versus.text)}, ${comparedToken()} Now the model reads the second prompt again, but at one single place ` +
         '– the residual stream before one block, at one token – the numbers are replaced by those from the first prompt. Everything after that place is computed from them. ' +
-        `If the answer turns from ${other} to ${clean}, that place carries what makes the difference.`),
+        `If the scores turn from those after the second prompt to those after the first, that place carries what makes the difference.`),
       p('Each cell is one such experiment. ', em('Recovered'),
-        ` 0 means that nothing changed, 1 that the first prompt’s answer is fully back; beyond 0 and 1 it pushes further than either prompt. ` +
+        ` 0 means that nothing changed, 1 that the first prompt’s scores are fully back; beyond 0 and 1 it pushes further than either prompt. ` +
             `It is measured on logit(${clean}) − logit(${other}), which is ${
                 signed(patching.clean_difference)} after the first prompt (1) and ${
                 signed(patching.corrupted_difference)} after the second (0).`),

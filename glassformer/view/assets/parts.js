@@ -24,9 +24,9 @@ function percent(share) {
     text = '<0.01';
   else if (value > 99.99 && value < 100)
     text = '>99.99';
-  else if (value < 1)
+  else if (value < 0.995)  // The limits are where rounding gives one digit more.
     text = value.toFixed(2);
-  else if (value < 10)
+  else if (value < 9.95)
     text = value.toFixed(1);
   else if (value < 99.5 || value >= 100)
     text = value.toFixed(0);
