@@ -50,6 +50,11 @@ class Trace:
         return self.core.length
 
     @property
+    def n_segments(self) -> int:
+        """How many segments there are: the prompt, and one for each `append`."""
+        return self.core.n_segments
+
+    @property
     def tokens(self) -> torch.Tensor:
         """The token ids: `batch pos`, int64."""
         return self.core.tokens()

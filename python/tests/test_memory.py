@@ -1,0 +1,102 @@
+"""Weights lie where the file is mapped, and a model costs no second copy of them."""
+
+import json
+import struct
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from test_gguf_llama import write
+from tiny_models import make_model
+
+import glassformer
+
+
+def maps(path):
+    """The address ranges at which this process has a file mapped."""
+    with open("/proc/self/maps") as table:
+        lines = [line.split() for line in table if str(path) in line]
+    return [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+
+
+def in_map(tensor, path):
+    begin = tensor.data_ptr()
+    end = begin + tensor.numel() * tensor.element_size()
+    return any(low <= begin and end <= high for low, high in maps(path))
+
+
+def test_float32_weights_are_used_in_the_map(tmp_path):
+    make_model("llama_grouped").save_pretrained(tmp_path)
+    model = glassformer.load(tmp_path)
+    assert all(in_map(model.weights[name], tmp_path / "model.safetensors") for name in model.weights)
+    make_model("gpt2").save_pretrained(tmp_path / "gpt2")  # Stored the other way round: still no copy.
+    model = glassformer.load(tmp_path / "gpt2")
+    assert all(in_map(model.weights[name], tmp_path / "gpt2" / "model.safetensors") for name in model.weights)
+
+
+def test_gguf_weights_are_used_in_the_map_but_for_turned_ones(tmp_path):
+    write(tmp_path / "model.gguf", make_model("llama_grouped"))
+    model = glassformer.load(tmp_path / "model.gguf")
+    for name in model.weights:
+        turned = name.endswith(("attn.q.weight", "attn.k.weight"))
+        assert in_map(model.weights[name], tmp_path / "model.gguf") == (not turned), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_another_dtype_is_a_copy(tmp_path, dtype):
+    make_model("llama").save_pretrained(tmp_path)
+    model = glassformer.load(tmp_path, dtype=dtype)
+    assert not any(in_map(model.weights[name], tmp_path / "model.safetensors") for name in model.weights)
+
+
+def test_misaligned_tensors_are_copied_and_right(tmp_path):
+    reference = make_model("llama")
+    reference.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.dumps(json.loads(data[8 : 8 + size])).encode()
+    header += b" " * (-len(header) % 4 + 1)  # The tensors then start at an odd byte.
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + size :])
+    model = glassformer.load(tmp_path)
+    assert (8 + len(header)) % 4 != 0
+    name = "blocks.1.mlp.in.weight"
+    assert not in_map(model.weights[name], path)
+    assert torch.equal(model.weights[name], reference.model.layers[1].mlp.up_proj.weight)
+
+
+PEAK = """
+import sys
+import torch
+import glassformer
+
+def megabytes(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(key + ":"))
+
+torch.set_num_threads(1)
+torch.ones(64, 64) @ torch.ones(64, 64)
+before = megabytes("VmRSS")
+model = glassformer.load(sys.argv[1])
+loaded = megabytes("VmRSS") - before
+logits = model.trace([1, 2, 3]).logits
+print(loaded, megabytes("VmHWM") - before, float(logits.abs().sum()))
+"""
+
+
+def test_a_model_costs_its_file_once(tmp_path):
+    reference = make_model("llama", hidden_size=1024, intermediate_size=4096, num_attention_heads=8, head_dim=128)
+    reference.save_pretrained(tmp_path)
+    file = (tmp_path / "model.safetensors").stat().st_size / 2**20
+    assert file > 100
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PEAK), tmp_path], capture_output=True, text=True, check=True
+    )
+    loaded, peak, total = map(float, found.stdout.split())
+    assert loaded < 8, f"loading took {loaded:.0f} MB"
+    assert 0.9 * file < peak < 1.25 * file + 16, f"peak of {peak:.0f} MB for a file of {file:.0f} MB"
+    with torch.no_grad():
+        assert np.isclose(total, reference(torch.tensor([[1, 2, 3]])).logits.abs().sum().item(), rtol=1e-3)
