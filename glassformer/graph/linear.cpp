@@ -8,7 +8,7 @@
 #include <cstring>
 
 // Note: few rows
-// With one to eight rows a product is bound by reading the weight once, and the BLAS that torch calls stays far below
+// With one to four rows a product is bound by reading the weight once, and the BLAS that torch calls stays far below
 // that (it packs the weight for each call). These loops read every weight once, in order, for all rows together.
 // Vectors of 16 floats are compiled for AVX-512, AVX2 and the baseline; the machine picks.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
@@ -20,7 +20,7 @@
 namespace glassformer {
 namespace {
 
-constexpr int64_t kMostRows = 8, kLanes = 16;
+constexpr int64_t kMostRows = 4, kLanes = 16;
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 
 struct Product {
@@ -43,63 +43,63 @@ inline __attribute__((always_inline)) float total(const Lanes& lanes) {
 
 // Outputs [begin, end) of a weight whose rows (one output's inputs) are contiguous.
 template <int kRows>
-inline __attribute__((always_inline)) void dot_rows(const Product& p, int64_t row, int64_t begin, int64_t end) {
+inline __attribute__((always_inline)) void dot_rows(const Product& p, int64_t begin, int64_t end) {
   for (int64_t output = begin; output < end; ++output) {
     const float* w = p.weight + output * p.stride;
     Lanes sums[kRows] = {};
     int64_t i = 0;
     for (; i + kLanes <= p.n_in; i += kLanes) {
       const Lanes values = load(w + i);
-      for (int r = 0; r < kRows; ++r) sums[r] += values * load(p.x + (row + r) * p.n_in + i);
+      for (int r = 0; r < kRows; ++r) sums[r] += values * load(p.x + r * p.n_in + i);
     }
     for (int r = 0; r < kRows; ++r) {
       float sum = total(sums[r]);
-      for (int64_t rest = i; rest < p.n_in; ++rest) sum += w[rest] * p.x[(row + r) * p.n_in + rest];
-      p.out[(row + r) * p.n_out + output] = sum + (p.bias == nullptr ? 0 : p.bias[output]);
+      for (int64_t rest = i; rest < p.n_in; ++rest) sum += w[rest] * p.x[r * p.n_in + rest];
+      p.out[r * p.n_out + output] = sum + (p.bias == nullptr ? 0 : p.bias[output]);
     }
   }
 }
 
-// The same for a weight whose columns (one input's outputs) are contiguous: `kBlocks` vectors of outputs.
-template <int kRows, int kBlocks>
-inline __attribute__((always_inline)) void add_block(const Product& p, int64_t row, int64_t output) {
-  Lanes sums[kRows][kBlocks] = {};
-  for (int64_t i = 0; i < p.n_in; ++i) {
-    const float* w = p.weight + i * p.stride + output;
-    for (int b = 0; b < kBlocks; ++b) {
-      const Lanes values = load(w + b * kLanes);
-      for (int r = 0; r < kRows; ++r) sums[r][b] += values * p.x[(row + r) * p.n_in + i];
-    }
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int b = 0; b < kBlocks; ++b) {
-      Lanes sum = sums[r][b];
-      if (p.bias != nullptr) sum += load(p.bias + output + b * kLanes);
-      std::memcpy(p.out + (row + r) * p.n_out + output + b * kLanes, &sum, sizeof(sum));
-    }
-}
-
-// Outputs [begin, end), multiples of the lanes.
+// The same for a weight whose columns (one input's outputs) are contiguous, outputs a multiple of the lanes. Walks the
+// inputs, four at a time, over a strip of outputs that stays in the nearest cache, so that the weight is read in runs
+// of a page.
 template <int kRows>
-inline __attribute__((always_inline)) void add_columns(const Product& p, int64_t row, int64_t begin, int64_t end) {
-  constexpr int kBlocks = kRows == 4 ? 2 : 4;
-  int64_t output = begin;
-  for (; output + kBlocks * kLanes <= end; output += kBlocks * kLanes) add_block<kRows, kBlocks>(p, row, output);
-  for (; output < end; output += kLanes) add_block<kRows, 1>(p, row, output);
+inline __attribute__((always_inline)) void add_columns(const Product& p, int64_t begin, int64_t end) {
+  constexpr int64_t kStrip = 1024, kInputs = 4;
+  alignas(64) float sums[kRows][kStrip];
+  for (int64_t strip = begin; strip < end; strip += kStrip) {
+    const int64_t width = std::min(kStrip, end - strip);
+    for (int r = 0; r < kRows; ++r)
+      for (int64_t j = 0; j < width; ++j) sums[r][j] = p.bias == nullptr ? 0 : p.bias[strip + j];
+    for (int64_t i = 0; i < p.n_in; i += kInputs) {
+      const auto n_inputs = static_cast<int>(std::min(kInputs, p.n_in - i));
+      for (int64_t j = 0; j < width; j += kLanes) {
+        Lanes total[kRows];
+        for (int r = 0; r < kRows; ++r) total[r] = load(&sums[r][j]);
+        for (int step = 0; step < n_inputs; ++step) {
+          const Lanes values = load(p.weight + (i + step) * p.stride + strip + j);
+          for (int r = 0; r < kRows; ++r) total[r] += values * p.x[r * p.n_in + i + step];
+        }
+        for (int r = 0; r < kRows; ++r) std::memcpy(&sums[r][j], &total[r], sizeof(Lanes));
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      std::memcpy(p.out + r * p.n_out + strip, sums[r], static_cast<size_t>(width) * sizeof(float));
+  }
 }
 
 GLASSFORMER_CLONES void multiply_by_rows(const Product& p, int64_t begin, int64_t end) {
-  int64_t row = 0;
-  for (; row + 4 <= p.n_rows; row += 4) dot_rows<4>(p, row, begin, end);
-  for (; row + 2 <= p.n_rows; row += 2) dot_rows<2>(p, row, begin, end);
-  if (row < p.n_rows) dot_rows<1>(p, row, begin, end);
+  if (p.n_rows == 1) dot_rows<1>(p, begin, end);
+  if (p.n_rows == 2) dot_rows<2>(p, begin, end);
+  if (p.n_rows == 3) dot_rows<3>(p, begin, end);
+  if (p.n_rows == 4) dot_rows<4>(p, begin, end);
 }
 
 GLASSFORMER_CLONES void multiply_by_columns(const Product& p, int64_t begin, int64_t end) {
-  int64_t row = 0;
-  for (; row + 4 <= p.n_rows; row += 4) add_columns<4>(p, row, begin, end);
-  for (; row + 2 <= p.n_rows; row += 2) add_columns<2>(p, row, begin, end);
-  if (row < p.n_rows) add_columns<1>(p, row, begin, end);
+  if (p.n_rows == 1) add_columns<1>(p, begin, end);
+  if (p.n_rows == 2) add_columns<2>(p, begin, end);
+  if (p.n_rows == 3) add_columns<3>(p, begin, end);
+  if (p.n_rows == 4) add_columns<4>(p, begin, end);
 }
 
 bool wants_graph(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
