@@ -3,7 +3,7 @@ from models import gpt2_small, tokens
 import glassformer
 
 # Nodes that HookedTransformer has only behind flags, or not at all.
-LEFT_OUT = ("hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in", "hook_mlp_in")
+LEFT_OUT = ("hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in", "hook_mlp_in", ".hook_out")
 NO_HOOKS = ("hook_tokens", "positions", "attention_mask", "logits")
 
 
