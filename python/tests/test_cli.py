@@ -487,6 +487,22 @@ def test_terminal(program, demo_model):
     assert max(map(len, plain.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (["lens"], ["opening the model", "logit lens"]),
+        (["attention"], ["reading the prompt", "attention"]),
+        (["patch", ITALY], ["reading the clean prompt", "patching"]),
+        (["generate", "-n", "1"], ["reading the prompt"]),
+    ],
+)
+def test_progress_is_shown_and_gone_before_the_output(program, demo_model, command, parts):
+    code, out, err = in_terminal(program, command[0], demo_model, FRANCE, *command[1:])
+    assert code == 0 and out and err.endswith("\r\x1b[K")
+    assert all(part in err for part in parts) and " %" in err
+    assert max(len(line) for line in err.replace("\x1b[K", "").split("\r")) < 80
+
+
 def test_no_colour(program, demo_model):
     code, out, _ = in_terminal(program, "lens", demo_model, FRANCE, env={"NO_COLOR": "1"})
     assert code == 0 and "·Paris" in out and "\x1b" not in out
