@@ -109,6 +109,7 @@ ModelSummary summarise(const Model& model) {
 
 Prompt describe_prompt(const Model& model, const std::string& text) {
   Prompt prompt{text, model.tokenizer().encode(text), {}};
+  if (prompt.ids.empty()) throw InputError(str("the prompt '", text, "' has no tokens; expected some text"));
   prompt.tokens = model.tokenizer().decode_each(prompt.ids);
   return prompt;
 }
