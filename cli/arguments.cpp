@@ -46,7 +46,12 @@ void declare_engine(CLI::App& app, EngineArguments& arguments) {
 }
 
 CLI::Option* declare_count(CLI::App& app, const char* name, int64_t& value, const char* help) {
-  return app.add_option(name, value, help)->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
+  const auto wrong = [](const std::string& text) {
+    int64_t number = 0;
+    const bool good = CLI::detail::lexical_cast(text, number) && number >= 0 && number <= int64_t{1} << 40;
+    return good ? std::string() : "'" + text + "' is no count; expected a whole number, 0 or more";
+  };
+  return app.add_option(name, value, help)->check(CLI::Validator(wrong, "", "count"));
 }
 
 // An option for lists of numbers: "1,2,3", or given several times.

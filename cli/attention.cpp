@@ -40,12 +40,13 @@ void choose(std::vector<HeadPattern>& heads, const AttentionArguments& arguments
 
 Heads read(const AttentionArguments& arguments) {
   Progress progress;
-  progress.show("reading the model");
+  progress.show("opening the model");
   Heads heads{load(arguments), {}, {}, {}};
   const ModelConfig& config = heads.model->config();
   check(arguments, config);
   heads.prompt = describe_prompt(*heads.model, arguments.prompt);
   Trace trace(heads.model, arguments.prompt);
+  compute_blocks(trace, progress.part("reading the prompt", 0, 60));
   heads.answer = best_tokens(*heads.model, trace.logits_at(-1)[0], 1).front();
   const auto shares = matrix_of(direct_logit_attribution(trace, heads.answer.id).heads.squeeze(-1));
   for (size_t layer = 0; layer < shares.size(); ++layer) {
@@ -54,7 +55,10 @@ Heads read(const AttentionArguments& arguments) {
     }
   }
   choose(heads.list, arguments, config);
+  const auto patterns = progress.part("attention", 60, 100);
+  int64_t done = 0;
   for (HeadPattern& head : heads.list) {
+    if (patterns) patterns(done++, static_cast<int64_t>(heads.list.size()));
     head.pattern = matrix_of(trace.read(str("blocks.", head.layer, ".attn.hook_pattern"))[0][head.head]);
   }
   return heads;

@@ -132,6 +132,7 @@ int run(const GenerateArguments& arguments) {
   const bool streams = !arguments.json && traces.size() == 1;
   progress.show("reading the prompt");
   try {
+    if (traces.size() == 1) compute_blocks(traces.front(), progress.part("reading the prompt", 0, 100));
     for (int64_t step = 1; !generation.done() && !was_interrupted(); ++step) {
       generation.step();
       if (!streams)

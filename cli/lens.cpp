@@ -36,7 +36,7 @@ struct Reading {
 
 Reading read(const LensArguments& arguments) {
   Progress progress;
-  progress.show("reading the model");
+  progress.show("opening the model");
   Reading reading{load(arguments), {}, {}, std::nullopt, {}};
   reading.prompt = describe_prompt(*reading.model, arguments.prompt);
   if (arguments.target) reading.target = single_token(*reading.model, *arguments.target, "--target");
@@ -53,6 +53,7 @@ Reading read(const LensArguments& arguments) {
   options.positions = reading.positions;
   options.top_k = arguments.top_k;
   options.target = reading.target;
+  options.progress = progress.part("logit lens", 0, 100);
   reading.found = logit_lens(trace, options);
   return reading;
 }

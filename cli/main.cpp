@@ -116,6 +116,23 @@ std::string unexpected(const CLI::App& app, const std::string& command) {
   return message + "; see glassformer " + command + " --help";
 }
 
+// CLI11's words for what is wrong with an option's value, where they name types and ranges that nobody typed.
+std::string wrong_value(const CLI::ParseError& error) {
+  std::string message = error.what();
+  constexpr std::string_view kConvert = "Could not convert: ";
+  if (message.starts_with(kConvert)) {
+    message.erase(0, kConvert.size());
+    const size_t equals = message.find(" = ");
+    if (equals != std::string::npos) {
+      const std::string value = message.substr(equals + 3);
+      const bool digits = value.find_first_not_of("+-.,0123456789 ") == std::string::npos;
+      return message.substr(0, equals) + ": found '" + value + "'; expected a " + (digits ? "whole " : "") + "number";
+    }
+  }
+  const bool missing = dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && message.ends_with(" missing");
+  return missing ? message.substr(0, message.find(':')) + " needs a value after it" : message;
+}
+
 int run_command(const Command& command, std::vector<std::string> arguments) {
   CLI::App app(command.help, std::string("glassformer ") + command.name);
   const auto help = std::make_shared<Help>();
@@ -132,7 +149,7 @@ int run_command(const Command& command, std::vector<std::string> arguments) {
   } catch (const CLI::ExtrasError&) {
     return fail(kWrongInput, unexpected(app, command.name));
   } catch (const CLI::ParseError& error) {
-    return fail(kWrongInput, std::string(error.what()) + "; see glassformer " + command.name + " --help");
+    return fail(kWrongInput, wrong_value(error) + "; see glassformer " + command.name + " --help");
   }
   return run();
 }
@@ -140,6 +157,7 @@ int run_command(const Command& command, std::vector<std::string> arguments) {
 int dispatch(const std::vector<std::string>& arguments) {
   if (arguments.empty()) return fail(kWrongInput, "no command given; see glassformer --help");
   const std::string& first = arguments.front();
+  if (first == "help" && arguments.size() > 1) return run_command(find_command(arguments[1]), {"--help"});
   if (first == "--help" || first == "-h" || first == "help") {
     print(overview());
     return kSuccess;

@@ -19,7 +19,10 @@ std::vector<const Node*> matching(const Graph& graph, const std::string& pattern
     if (matches(node.name, pattern)) found.push_back(&node);
     names.push_back(node.name);
   }
-  if (found.empty()) throw NameError("no node matches '" + pattern + "'" + did_you_mean(pattern, names));
+  if (found.empty()) {
+    const std::string near = did_you_mean(pattern, names);
+    throw NameError("no node matches '" + pattern + "'" + (near.empty() ? "; without a pattern all are listed" : near));
+  }
   return found;
 }
 

@@ -37,12 +37,14 @@ std::vector<int64_t> layers_of(const PatchArguments& arguments, int64_t n_layers
 
 Sweep sweep(const PatchArguments& arguments) {
   Progress progress;
-  progress.show("reading the model");
+  progress.show("opening the model");
   Sweep made{load(arguments), {}, {}, arguments.activation, {}, 0, 0, {}, {}};
   made.layers = layers_of(arguments, made.model->config().n_layers);
   made.clean = describe_prompt(*made.model, arguments.clean);
   made.corrupted = describe_prompt(*made.model, arguments.corrupted);
   Trace clean(made.model, arguments.clean), corrupted(made.model, arguments.corrupted);
+  compute_blocks(clean, progress.part("reading the clean prompt", 0, 5));
+  compute_blocks(corrupted, progress.part("reading the corrupted prompt", 5, 10));
   made.answer = answer_of(clean, arguments.answer, "--answer");
   made.versus = answer_of(corrupted, arguments.versus, "--versus");
   if (made.answer == made.versus) {
@@ -54,7 +56,7 @@ Sweep sweep(const PatchArguments& arguments) {
   options.by_position = !arguments.no_position;
   options.by_head = arguments.by_head;
   options.layers = made.layers;
-  options.progress = [&](int64_t done, int64_t total) { progress.show("patching", done, total); };
+  options.progress = progress.part("patching", 10, 100);
   made.found = activation_patching(clean, corrupted, logit_difference(made.answer, made.versus), options);
   made.recovered = made.found.recovered();
   return made;

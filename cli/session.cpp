@@ -60,6 +60,15 @@ void Progress::show(const std::string& what, int64_t done, int64_t total) {
   write("▕" + filled + space + "▏ " + percent(share_) + "  " + what);
 }
 
+std::function<void(int64_t, int64_t)> Progress::part(const std::string& what, int64_t from_percent,
+                                                     int64_t to_percent) {
+  if (!enabled_) return {};
+  show(what, from_percent, 100);
+  return [this, what, from_percent, to_percent](int64_t done, int64_t total) {
+    show(what, from_percent + (to_percent - from_percent) * done / std::max<int64_t>(total, 1), 100);
+  };
+}
+
 void Progress::write(const std::string& line) {
   std::cerr << kClearLine << line << std::flush;
   progress_shown = true;

@@ -2,6 +2,7 @@
 // What the commands share that run a model.
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,6 +31,10 @@ class Progress {
   /// Work that does not say how far it is.
   void show(const std::string& what);
   void show(const std::string& what, int64_t done, int64_t total);
+  /// For a part of the work: a function that shows how far it is, empty where there is no terminal. Parts of one
+  /// command share the bar's width.
+  std::function<void(int64_t done, int64_t total)> part(const std::string& what, int64_t from_percent,
+                                                        int64_t to_percent);
   void clear();
 
  private:

@@ -5,6 +5,7 @@
 #include <ATen/ops/topk.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "glassformer/analysis/attribution.h"
 #include "glassformer/analysis/lens.h"
@@ -54,10 +55,9 @@ std::vector<HeadPattern> strongest_heads(Trace& trace, const AttributionTable& a
 }
 
 PatchTable patch_table(Trace& clean, Trace& corrupted, const TokenScore& answer, const TokenScore& versus_answer,
-                       const ExplainOptions& options) {
+                       std::function<void(int64_t done, int64_t total)> progress) {
   PatchOptions patch;
-  if (options.progress)
-    patch.progress = [&](int64_t done, int64_t total) { options.progress("patching", done, total); };
+  patch.progress = std::move(progress);
   const PatchResult found = activation_patching(clean, corrupted, logit_difference(answer.id, versus_answer.id), patch);
   PatchTable table{answer, versus_answer, found.clean, found.corrupted, {}, matrix(found.recovered())};
   for (size_t layer = 0; layer < table.recovered.size(); ++layer) table.layers.push_back(std::to_string(layer));
@@ -109,6 +109,7 @@ ModelSummary summarise(const Model& model) {
 
 Prompt describe_prompt(const Model& model, const std::string& text) {
   Prompt prompt{text, model.tokenizer().encode(text), {}};
+  if (prompt.ids.empty()) throw InputError(str("the prompt '", text, "' has no tokens; expected some text"));
   prompt.tokens = model.tokenizer().decode_each(prompt.ids);
   return prompt;
 }
@@ -129,9 +130,20 @@ TokenScore score_of(const Model& model, const at::Tensor& logits, int64_t id) {
   return {id, token_text(model, id), wide[id].item<double>(), at::softmax(wide, -1)[id].item<double>()};
 }
 
-LensTable lens_table(Trace& trace, int64_t answer) {
-  const LensResult found =
-      logit_lens(trace, {.positions = std::nullopt, .top_k = 1, .target = answer, .return_logits = false});
+void compute_blocks(Trace& trace, const std::function<void(int64_t done, int64_t total)>& progress) {
+  if (!progress) return;
+  const int64_t n_layers = trace.model().config().n_layers;
+  for (int64_t layer = 0; layer < n_layers; ++layer) {
+    trace.read(str("blocks.", layer, ".attn.hook_v"));  // Values are kept anyway, so this takes no memory.
+    progress(layer + 1, n_layers);
+  }
+}
+
+LensTable lens_table(Trace& trace, int64_t answer, const std::function<void(int64_t done, int64_t total)>& progress) {
+  LensOptions options;
+  options.target = answer;
+  options.progress = progress;
+  const LensResult found = logit_lens(trace, options);
   LensTable table{found.layers, {}, {}, {}};
   for (int64_t layer = 0; layer < static_cast<int64_t>(found.layers.size()); ++layer) {
     table.probability.push_back(row(found.target_probability[layer][0]));
@@ -151,8 +163,14 @@ LensTable lens_table(Trace& trace, int64_t answer) {
 
 Explanation explain(const std::shared_ptr<const Model>& model, const std::string& text,
                     const std::optional<std::string>& versus, const ExplainOptions& options) {
-  const auto report = [&](const char* what, int64_t done) {
-    if (options.progress) options.progress(what, done, 4);
+  // Each part has its percentages of the whole, which patching takes most of.
+  const auto part = [&](const char* what, int64_t from, int64_t to) -> std::function<void(int64_t, int64_t)> {
+    if (!options.progress) return {};
+    if (!versus) std::tie(from, to) = std::pair(2 * from, 2 * to);
+    options.progress(what, from, 100);
+    return [&options, what, from, to](int64_t done, int64_t total) {
+      options.progress(what, from + (to - from) * done / std::max<int64_t>(total, 1), 100);
+    };
   };
   check_options(options, *model, versus.has_value());
   Explanation explanation;
@@ -164,26 +182,25 @@ Explanation explain(const std::shared_ptr<const Model>& model, const std::string
   }
   TraceOptions trace_options;
   trace_options.poll = options.poll;
-  report("reading the model", 0);
   Trace trace(model, text, trace_options);
+  compute_blocks(trace, part("reading the prompt", 0, 10));
   const at::Tensor logits = trace.logits_at(-1)[0];
   explanation.next_tokens = best_tokens(*model, logits, options.n_next_tokens);
   const TokenScore answer =
       options.answer ? score_of(*model, logits, *options.answer) : explanation.next_tokens.front();
-  report("logit lens", 1);
-  explanation.lens = lens_table(trace, answer.id);
-  report("attribution", 2);
+  explanation.lens = lens_table(trace, answer.id, part("logit lens", 10, 40));
+  part("attribution", 40, 50);
   explanation.attribution = attribution_table(trace, answer);
   explanation.heads = strongest_heads(trace, explanation.attribution, options.n_heads);
   if (versus) {
-    report("patching", 3);
     Trace other(model, *versus, trace_options);
+    compute_blocks(other, part("reading the second prompt", 50, 55));
     const at::Tensor other_logits = other.logits_at(-1)[0];
     explanation.versus_next_tokens = best_tokens(*model, other_logits, options.n_next_tokens);
     const TokenScore compared = other_answer(*model, other_logits, answer, options.versus_answer);
-    explanation.patching = patch_table(trace, other, answer, compared, options);
+    explanation.patching = patch_table(trace, other, answer, compared, part("patching", 55, 100));
   }
-  report("done", 4);
+  part("done", versus ? 100 : 50, versus ? 100 : 50);
   return explanation;
 }
 

@@ -30,6 +30,9 @@ Prompt describe_prompt(const Model& model, const std::string& text);
 std::vector<TokenScore> best_tokens(const Model& model, const at::Tensor& logits, int64_t count);
 /// One token's score among logits `d_vocab`.
 TokenScore score_of(const Model& model, const at::Tensor& logits, int64_t id);
-LensTable lens_table(Trace& trace, int64_t answer);
+LensTable lens_table(Trace& trace, int64_t answer,
+                     const std::function<void(int64_t done, int64_t total)>& progress = {});
+/// Computes a trace block by block, so that one can see how far it is.
+void compute_blocks(Trace& trace, const std::function<void(int64_t done, int64_t total)>& progress);
 
 }  // namespace glassformer

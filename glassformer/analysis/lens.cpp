@@ -6,6 +6,8 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/topk.h>
 
+#include <algorithm>
+
 #include "glassformer/base/errors.h"
 
 namespace glassformer {
@@ -36,6 +38,14 @@ at::Tensor stacked(const std::vector<LayerReading>& readings, at::Tensor LayerRe
   return parts.front().defined() ? at::stack(parts) : at::Tensor();
 }
 
+// Logits are wide: never hold those of all layers unless they were asked for, and of long inputs those of few.
+size_t layers_at_once(const Trace& trace, const Positions& positions) {
+  constexpr int64_t kMost = 8, kNumbers = int64_t{1} << 28;
+  const auto n_positions = positions ? static_cast<int64_t>(positions->size()) : trace.length();
+  const int64_t numbers = std::max<int64_t>(1, trace.batch() * n_positions) * trace.model().config().d_vocab;
+  return static_cast<size_t>(std::clamp<int64_t>(kNumbers / numbers, 1, kMost));
+}
+
 }  // namespace
 
 LensResult logit_lens(Trace& trace, const LensOptions& options) {
@@ -46,19 +56,26 @@ LensResult logit_lens(Trace& trace, const LensOptions& options) {
     throw InputError(str("token ", *options.target, " is outside the vocabulary of ", config.d_vocab));
   const std::string last = str("blocks.", config.n_layers - 1, ".hook_resid_post");
   LensResult result;
+  int64_t done = 0;
+  const auto report = [&] {  // Each layer is computed, and then read.
+    if (options.progress) options.progress(++done, 2 * (config.n_layers + 1));
+  };
   std::vector<Trace> forks;
   for (int64_t layer = 0; layer <= config.n_layers; ++layer) {
     result.layers.push_back(layer == 0 ? "embed" : std::to_string(layer - 1));
     forks.push_back(trace.fork());
     if (layer < config.n_layers) forks.back().set(last, trace.read(str("blocks.", layer, ".hook_resid_pre")));
+    report();
   }
   std::vector<LayerReading> readings;
-  constexpr size_t kLayersAtOnce = 8;  // Logits are wide: never hold those of all layers unless they were asked for.
-  for (size_t begin = 0; begin < forks.size(); begin += kLayersAtOnce) {
+  const size_t at_once = layers_at_once(trace, options.positions);
+  for (size_t begin = 0; begin < forks.size(); begin += at_once) {
     std::vector<Trace*> part;
-    for (size_t i = begin; i < std::min(begin + kLayersAtOnce, forks.size()); ++i) part.push_back(&forks[i]);
-    for (const at::Tensor& logits : read_all(part, "logits", options.positions))
+    for (size_t i = begin; i < std::min(begin + at_once, forks.size()); ++i) part.push_back(&forks[i]);
+    for (const at::Tensor& logits : read_all(part, "logits", options.positions)) {
       readings.push_back(boil_down(logits, options));
+      report();
+    }
     for (Trace* fork : part) *fork = trace.fork();  // Lets go of what it held.
   }
   result.top_ids = stacked(readings, &LayerReading::ids);

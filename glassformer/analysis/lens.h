@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "glassformer/trace/trace.h"
 
 namespace glassformer {
@@ -9,6 +11,7 @@ struct LensOptions {
   int64_t top_k = 1;              // How many of the most likely tokens to give.
   std::optional<int64_t> target;  // A token to follow through the layers.
   bool return_logits = false;     // Give all logits too: `layer batch pos d_vocab`, which can be large.
+  std::function<void(int64_t done, int64_t total)> progress;
 };
 
 /// The residual stream at each layer, read as if it were the last: `layer batch pos …`. Layer 0 is the embedding, layer

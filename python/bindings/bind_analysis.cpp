@@ -48,7 +48,7 @@ void bind_analysis(py::module_& module) {
   module.def(
       "logit_lens",
       [](Trace& trace, const Positions& positions, int64_t top_k, std::optional<int64_t> target, bool return_logits) {
-        return logit_lens(trace, {positions, top_k, target, return_logits});
+        return logit_lens(trace, {positions, top_k, target, return_logits, {}});
       },
       py::arg("trace"), py::arg("positions"), py::arg("top_k"), py::arg("target"), py::arg("return_logits"), Release());
   py::class_<Contribution>(module, "Contribution")

@@ -133,6 +133,7 @@ def test_help_has_an_example(run, command):
     result = run(command, "--help")
     assert result.returncode == 0 and result.stderr == ""
     assert f"Example:\n  glassformer {command} " in result.stdout
+    assert run("help", command).stdout == result.stdout
     assert "--json" in result.stdout
 
 
@@ -438,8 +439,21 @@ WRONG = {
     "activation without heads": (["patch", "MODEL", FRANCE, ITALY, "--by-head"], "head"),
     "node": (["nodes", "MODEL", "no_such_node_at_all"], "no_such_node_at_all"),
     "dtype": (["lens", "MODEL", FRANCE, "--dtype", "int8"], "float32"),
-    "number": (["generate", "MODEL", FRANCE, "-n", "many"], "many"),
-    "negative number": (["generate", "MODEL", FRANCE, "-n", "-1"], "-1"),
+    "unknown option at the front": (["--verbose"], "--verbose", "--help"),
+    "empty folder": (["lens", "EMPTY_FOLDER", FRANCE], "neither config.json nor a GGUF file"),
+    "folder without config": (["info", "EMPTY_FOLDER"], "neither config.json nor a GGUF file"),
+    "empty prompt, lens": (["lens", "MODEL", ""], "no tokens"),
+    "empty prompt, attention": (["attention", "MODEL", ""], "no tokens"),
+    "empty prompt, patch": (["patch", "MODEL", "", ""], "no tokens"),
+    "too long a prompt": (["lens", "MODEL", "a " * 9000], "9001 tokens", "8192"),
+    "too long a prompt, generate": (["generate", "MODEL", "a " * 9000], "9001 tokens", "8192"),
+    "node without a near name": (["nodes", "MODEL", "qqqqqqqqqqqqqqq"], "without a pattern"),
+    "no whole number": (["attention", "MODEL", FRANCE, "--layer", "1.5"], "--layer", "'1.5'", "whole number"),
+    "option without a value": (["generate", "MODEL", FRANCE, "-n"], "--max-new-tokens needs a value"),
+    "help for an unknown command": (["help", "explan"], "explain"),
+    "number": (["generate", "MODEL", FRANCE, "-n", "many"], "'many'", "whole number"),
+    "temperature that is no number": (["generate", "MODEL", FRANCE, "--temperature", "hot"], "'hot'", "expected a num"),
+    "negative number": (["generate", "MODEL", FRANCE, "-n", "-1"], "'-1'", "0 or more"),
     "temperature": (["generate", "MODEL", FRANCE, "--temperature", "-2"], "temperature"),
     "greedy and drawn": (["generate", "MODEL", FRANCE, "--greedy", "--seed", "1"], "--seed"),
     "page in no folder": (["explain", "MODEL", FRANCE, "--html", "no/such/folder/page.html"], "folder"),
@@ -454,7 +468,9 @@ def test_wrong_input_is_one_line(run, demo_model, tmp_path, case):
     notes = tmp_path / "notes.txt"
     notes.write_text("Just some notes.\n")
     arguments, *parts = WRONG[case]
-    places = {"MODEL": demo_model, "TEXT_FILE": notes, "FOLDER": tmp_path}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = {"MODEL": demo_model, "TEXT_FILE": notes, "FOLDER": tmp_path, "EMPTY_FOLDER": empty}
     assert_refused(run(*(places.get(argument, argument) for argument in arguments)), *parts)
 
 
@@ -485,6 +501,22 @@ def test_terminal(program, demo_model):
     plain = re.sub("\x1b\\[[0-9;]*m", "", out)
     assert "answers “ Paris”" in plain and "“ Rome”" in plain
     assert max(map(len, plain.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (["lens"], ["opening the model", "logit lens"]),
+        (["attention"], ["reading the prompt", "attention"]),
+        (["patch", ITALY], ["reading the clean prompt", "patching"]),
+        (["generate", "-n", "1"], ["reading the prompt"]),
+    ],
+)
+def test_progress_is_shown_and_gone_before_the_output(program, demo_model, command, parts):
+    code, out, err = in_terminal(program, command[0], demo_model, FRANCE, *command[1:])
+    assert code == 0 and out and err.endswith("\r\x1b[K")
+    assert all(part in err for part in parts) and " %" in err
+    assert max(len(line) for line in err.replace("\x1b[K", "").split("\r")) < 80
 
 
 def test_no_colour(program, demo_model):
