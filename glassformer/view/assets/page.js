@@ -24,7 +24,8 @@ function lensFinding() {
   const layers = data.lens.layers;
   let from = ranks.length;
   while (from > 0 && ranks[from - 1] === 0) from -= 1;
-  const start = `Read out right after the input, ${quoted(answer.token)} has rank ${grouped(ranks[0])}`;
+  const start = `Read out right after the input, ${quoted(answer.token)} has rank ${grouped(ranks[0])} of ${
+      grouped(data.model.d_vocab)} tokens (0 is the top)`;
   if (from === ranks.length) return `${start}; at the end, rank ${grouped(ranks.at(-1))}.`;
   if (from === 0) return `${quoted(answer.token)} is the top choice from the input to the end.`;
   return from === ranks.length - 1 ?
@@ -36,15 +37,16 @@ function attributionFinding() {
   const sorted = [...data.attribution.components].filter((c) => isNumber(c.logit)).sort((a, b) => b.logit - a.logit);
   if (sorted.length === 0) return null;
   const name = (c) => `${wordsOf(c)} (${signed(c.logit)})`;
-  const against = sorted.at(-1).logit < 0 ? `; strongest against it: ${name(sorted.at(-1))}` : '';
-  return `Strongest for the answer: ${sorted.slice(0, 2).map(name).join(' and ')}${against}.`;
+  const against = sorted.at(-1).logit < 0 ? `; most is taken from it by ${name(sorted.at(-1))}` : '';
+  return `Most is added to its score (logit ${signed(answer.logit)}) by ${sorted.slice(0, 2).map(name).join(' and ')}${against}.`;
 }
 
 function headFinding() {
   const head = data.heads[0];
   if (!head) return null;
   const looks = strongestKeys(head)[0];
-  return `Strongest single attention head: head ${head.head} of block ${head.layer} (${signed(head.logit)})` +
+  return `The single attention head that does most is head ${head.head} of block ${head.layer} (${
+             signed(head.logit)})` +
       (looks ? `; from the last token it looks most at ${place(looks[0])} (${percent(looks[1])}).` : '.');
 }
 
@@ -88,7 +90,7 @@ function drawHeader() {
   report.append(el('p', {class: 'prompt'}, 'Prompt: ', el('bdi', {}, quotedText(data.prompt.text))));
   report.append(
       el('h1', {},
-         top ? `${visible(model.name, ' ')} answers ${quoted(top.token)} with ${percent(top.probability)}` :
+         top ? `${visible(model.name, ' ')} answers ${quoted(top.token)} with ${percent(top.probability)} probability` :
                visible(model.name, ' ')));
   if (top && top.id !== answer.id) {
     report.append(
@@ -102,6 +104,9 @@ function drawHeader() {
              `(${model.n_kv_heads} for keys and values) and an MLP; ${
                  grouped(model.d_model)} numbers per token (d_model); ` +
              `${grouped(model.n_parameters)} parameters; computed in ${visible(model.dtype)}.`));
+  report.append(
+      p('This page shows what happens inside the model between the prompt and its next token. ',
+        'It was written by Glassformer, which runs language models with every number in the open.'));
   const findings = [
     ['lens', lensFinding()], ['attribution', attributionFinding()], ['patching', patchFinding()],
     ['patterns', headFinding()]
@@ -127,7 +132,8 @@ function drawTokens() {
       'tokens', 'The tokens',
       p('A language model reads its prompt as ', em('tokens'),
         `: pieces of text from a fixed list of ${grouped(data.model.d_vocab)}. ` +
-            'Above each token is its position, below it its number in that list. “·” stands for a space, “⏎” for a line break.'),
+            'Above each token is its position, below it its number in that list. “·” stands for a space, “⏎” for a line break. ' +
+            'Most words begin with their space: “ the” and “the” are two tokens.'),
       versus && el('h3', {}, 'The prompt'), chips(data.prompt, versus, 'The prompt’s tokens'),
       versus && el('h3', {}, 'The second prompt, to compare with'),
       versus && chips(versus, data.prompt, 'The second prompt’s tokens'),

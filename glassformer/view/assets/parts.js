@@ -130,10 +130,6 @@ function paint(cell, value, scale) {
   }
   const size = Math.min(Math.abs(value), 1);
   cell.className = scale === 'share' ? 'share' : value < 0 ? 'minus' : 'plus';
-  if (size > 0.8)
-    cell.classList.add('strong');
-  else if (size > 0.63)
-    cell.classList.add('middling');
   cell.style.setProperty('--v', size.toFixed(3));
 }
 
