@@ -105,7 +105,7 @@ Region& Region::at_axis(size_t axis, std::vector<int64_t> indices, bool drop) {
 
 Overlay::Overlay(const Node& node, at::IntArrayRef shape, const Region& region, const at::Tensor& value,
                  at::ScalarType dtype, at::Device device)
-    : shape_(shape.vec()), row_axis_(node.row_axis), absent_(node.absent) {
+    : shape_(shape.vec()), row_axis_(node.row_axis), weighting_(node.is_weighting()), absent_(node.absent) {
   indices_.resize(shape_.size());
   std::vector<bool> dropped(shape_.size(), false);
   if (region.mask().defined()) {
@@ -115,10 +115,39 @@ Overlay::Overlay(const Node& node, at::IntArrayRef shape, const Region& region, 
   }
   if (value.is_sparse() || !value.defined()) throw InputError(node.name + ": a value must be a dense tensor");
   read_value(value.detach().to(at::TensorOptions(device).dtype(dtype), false, true), dropped, node.name);
-  if (!node.is_weighting()) return;
-  const at::Tensor base = at::full(shape_, node.absent, at::TensorOptions(dtype).device(device));
-  const at::Tensor later = at::ones({shape_[2], shape_[3]}, at::TensorOptions(at::kBool).device(device)).triu(1);
-  sees_later_keys_ = (applied(base, RowSet(0, shape_[2])) != node.absent).logical_and(later).any().item<bool>();
+  look_for_later_keys();
+}
+
+void Overlay::look_for_later_keys() {
+  if (!weighting_) return;
+  const at::Tensor base = at::full(shape_, absent_, value_.options());
+  const at::Tensor later = at::ones({shape_[2], shape_[3]}, value_.options().dtype(at::kBool)).triu(1);
+  sees_later_keys_ = (applied(base, RowSet(0, shape_[2])) != absent_).logical_and(later).any().item<bool>();
+}
+
+Overlay Overlay::before(int64_t length) const {
+  Overlay cut = *this;
+  const auto shorten = [&](size_t axis) {
+    const auto dim = static_cast<int64_t>(axis);
+    const int64_t size = std::min(shape_[axis], length);
+    cut.shape_[axis] = size;
+    if (cut.mask_.defined()) cut.mask_ = cut.mask_.narrow(dim, 0, size);
+    std::vector<int64_t> kept;  // The numbers of those indices that remain.
+    if (auto& indices = cut.indices_[axis]; indices) {
+      for (size_t i = 0; i < indices->size(); ++i)
+        if ((*indices)[i] < size) kept.push_back(static_cast<int64_t>(i));
+      std::erase_if(*indices, [&](int64_t index) { return index >= size; });
+    } else {
+      kept.resize(static_cast<size_t>(size));
+      std::iota(kept.begin(), kept.end(), int64_t{0});
+    }
+    if (cut.value_.size(dim) > 1) cut.value_ = select_rows(cut.value_, dim, kept);
+  };
+  shorten(static_cast<size_t>(row_axis_));
+  if (weighting_) shorten(3);
+  cut.rows_ = rows_.within(0, length);
+  cut.look_for_later_keys();
+  return cut;
 }
 
 std::vector<bool> Overlay::read_axes(const Node& node, const Region& region) {

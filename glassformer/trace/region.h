@@ -49,6 +49,8 @@ class Overlay {
   Overlay(const Node& node, at::IntArrayRef shape, const Region& region, const at::Tensor& value, at::ScalarType dtype,
           at::Device device);
 
+  /// What of it lies before position `length`, for a trace of that length.
+  Overlay before(int64_t length) const;
   /// The positions that it touches.
   const RowSet& rows() const { return rows_; }
   /// Whether it replaces all of each row that it touches.
@@ -58,6 +60,8 @@ class Overlay {
   at::Tensor applied(const at::Tensor& base, const RowSet& rows) const;
   /// Whether it gives weight to a key after its query; for nodes of scores and patterns.
   bool sees_later_keys() const { return sees_later_keys_; }
+  /// Whether it knows of keys from position `length` on; for the same nodes.
+  bool has_keys_beyond(int64_t length) const { return weighting_ && shape_[3] > length; }
   /// How many keys it knows of; for the same nodes.
   int64_t n_keys() const { return shape_[3]; }
   const std::string& text() const { return text_; }  // "[:, :, 5]"
@@ -65,10 +69,12 @@ class Overlay {
  private:
   std::vector<bool> read_axes(const Node& node, const Region& region);
   void read_mask(const Region& region);
+  void look_for_later_keys();
   void read_value(const at::Tensor& value, const std::vector<bool>& dropped, const std::string& name);
 
   std::vector<int64_t> shape_;
   int row_axis_;
+  bool weighting_ = false;
   float absent_;                                              // What stands for keys that the base has no column for.
   std::vector<std::optional<std::vector<int64_t>>> indices_;  // For each axis; nullopt: all.
   at::Tensor mask_;                                           // The node's shape, or undefined.

@@ -26,6 +26,16 @@ std::vector<Entry>::iterator place_of(std::vector<Entry>& entries, NodeId node) 
                           [](NodeId id, const Entry& other) { return id < other.edit->node; });
 }
 
+// What a derived edit was made from, as far as it lies before `length`.
+void cut_source(Edit& cut, const Edit& edit, const Node& node, int64_t length) {
+  if (!edit.made_from.defined()) return;
+  cut.made_from_rows = edit.made_from_rows.within(0, length);
+  cut.made_from = edit.made_from.narrow(node.row_axis, 0, cut.made_from_rows.count());
+  if (node.has_keys()) cut.made_from = cut.made_from.narrow(3, 0, std::min(length, cut.made_from.size(3)));
+  for (const auto& influence : edit.made_under)
+    if (influence.second < length) cut.made_under.push_back(influence);
+}
+
 }  // namespace
 
 TraceState::~TraceState() {
@@ -121,6 +131,58 @@ void TraceState::append(const at::Tensor& given) {
   for (Entry& entry : entries)
     if (entry.edit->kind == Edit::Kind::kHook) entry.from.reset();  // The new segment is still to be called.
   update_length_class();
+}
+
+void TraceState::truncate(int64_t to_length) {
+  require_editable();
+  if (to_length < 1 || to_length > length)
+    throw InputError(
+        str("a trace of ", length, " positions can be cut to 1 to ", length, " of them; found ", to_length));
+  const int64_t prompt = segments.size() > 1 ? segments[1] : length;
+  if (to_length < prompt && (family->mask_given || family->positions_given))
+    throw InputError(str("the prompt came with ", family->mask_given ? "an attention_mask" : "positions", " for its ",
+                         prompt, " tokens and can't be cut to ", to_length, ": make a new trace"));
+  if (to_length == length) return;
+  cut_edits(to_length);
+  length = to_length;
+  while (segments.back() >= length) segments.pop_back();
+  update_length_class();
+}
+
+// Edits are shared with forks, so one that reaches further is replaced by what of it remains.
+void TraceState::cut_edits(int64_t to_length) {
+  std::vector<std::shared_ptr<Edit>> ended;
+  std::vector<Entry> kept;
+  std::vector<NodeId> changed;
+  for (Entry& entry : entries) {
+    const Edit& edit = *entry.edit;
+    const bool is_overlay = edit.kind == Edit::Kind::kOverlay;
+    const bool beyond = is_overlay ? edit.overlay->rows().end() > to_length || edit.overlay->has_keys_beyond(to_length)
+                                   : edit.kind == Edit::Kind::kTokens && edit.first_row >= to_length;
+    if (entry.edit->kind == Edit::Kind::kHook) {
+      clear_results(entry);
+      entry.from.reset();
+      changed.push_back(edit.node);
+    }
+    if (!beyond) {
+      kept.push_back(std::move(entry));
+      continue;
+    }
+    changed.push_back(edit.node);
+    if (is_overlay && edit.first_row < to_length) {
+      auto cut = std::make_shared<Edit>();
+      cut->node = edit.node;
+      cut->first_row = edit.first_row;
+      cut->overlay = edit.overlay->before(to_length);
+      cut_source(*cut, edit, graph().node(edit.node), to_length);
+      cut->id = family->next_edit++;
+      kept.push_back({std::move(cut)});
+    }
+    if (entry.edit.use_count() == 1) ended.push_back(entry.edit);
+  }
+  entries = std::move(kept);
+  for (NodeId node : changed) forget_effects(node);
+  for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
 }
 
 // Rotary angles that depend on the length change at every position once the sequence outgrows its class.

@@ -41,6 +41,8 @@ struct TraceState {
   // --- Giving (state.cpp)
   void start(const at::Tensor& tokens, const TraceOptions& options);
   void append(const at::Tensor& tokens);
+  void truncate(int64_t to_length);
+  void cut_edits(int64_t to_length);
   at::Tensor as_tokens(const at::Tensor& given) const;
   void give(NodeId node, int64_t begin, const at::Tensor& value);
   void update_length_class();

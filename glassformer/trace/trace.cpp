@@ -46,6 +46,8 @@ Trace Trace::fork() const {
 
 void Trace::append(const at::Tensor& tokens) { state_->append(tokens); }
 
+void Trace::truncate(int64_t to_length) { state_->truncate(to_length); }
+
 // --- Edits -----------------------------------------------------------------------------------------------------------
 
 void Trace::set(std::string_view name, const at::Tensor& value, const Region& region) {

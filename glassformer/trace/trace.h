@@ -90,6 +90,9 @@ class Trace {
   Trace fork() const;
   /// More tokens at the end: `batch pos`, or `pos` for a batch of one.
   void append(const at::Tensor& tokens);
+  /// Drops the positions from `length` on, with what edits say of them; forks keep theirs. `InputError` for a length
+  /// outside the trace, or within a prompt that came with a mask or positions.
+  void truncate(int64_t length);
   /// The same trace, read and edited at these positions only.
   Window at(std::vector<int64_t> positions);
 

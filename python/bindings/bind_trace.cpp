@@ -92,6 +92,7 @@ void bind_trace(py::module_& module) {
       .def("unset", &Trace::unset, py::arg("node"))
       .def("fork", &Trace::fork)
       .def("append", &Trace::append, py::arg("tokens"))
+      .def("truncate", &Trace::truncate, py::arg("length"))
       .def("explain", &Trace::explain, py::arg("node"), Release())
       .def("edited", &Trace::edited)
       .def("work",

@@ -135,6 +135,13 @@ class Trace:
             )
         self.core.append(torch.stack(rows) if rows else torch.empty(0, dtype=torch.int64))
 
+    def truncate(self, length: int) -> None:
+        """Drops the positions from `length` on, with what edits say of them; forks keep theirs.
+
+        Raises `InputError` for a length outside the trace, or within a prompt that came with a mask or positions.
+        """
+        self.core.truncate(operator.index(length))
+
     def at(self, positions: Positions) -> Window:
         """The same trace, read and edited at these positions only."""
         return Window(self, positions)

@@ -293,3 +293,27 @@ def test_keeping_changes_no_result(name):
     for other in found[1:]:
         for value, expected in zip(other, found[0], strict=True):
             assert_close(value, expected, EXACT)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped", "llama_dynamic"])
+def test_truncate(name):
+    tiny = subject(name)
+    tokens = random_tokens(1, 9)
+    trace = tiny.model.trace(tokens[:, :5])
+    trace.append(tokens[:, 5:])
+    trace.set("resid_pre1", 0.5, region=np.s_[:, [3, 7]])
+    whole = trace.fork()
+    before = whole.logits
+    trace.truncate(6)
+    assert (trace.length, trace.n_segments, whole.length) == (6, 2, 9)
+    alone = tiny.model.trace(tokens[:, :6])
+    alone.set("resid_pre1", 0.5, region=np.s_[:, 3])
+    assert_close(trace.logits, alone.logits, 1e-10)
+    other = random_tokens(1, 4, seed=8)
+    for each in (trace, alone):
+        each.append(other)
+    assert_close(trace.logits, alone.logits, 1e-10)
+    assert torch.equal(whole.logits, before)
+    for length in (0, 11):
+        with pytest.raises(glassformer.InputError, match="can be cut to 1 to 10"):
+            trace.truncate(length)

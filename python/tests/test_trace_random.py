@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from helpers import assert_close, shape_of, subject
-from oracle import Ambiguous, Derived
+from oracle import Ambiguous, Derived, rows_of
 from tiny_models import D_VOCAB
 
 import glassformer
@@ -81,7 +81,7 @@ def same(value):
 
 
 def same_state(edits, others):
-    return len(edits) == len(others) and all(a is b for a, b in zip(edits, others, strict=True))
+    return edits is not None and len(edits) == len(others) and all(a is b for a, b in zip(edits, others, strict=True))
 
 
 class HookOf:
@@ -145,7 +145,7 @@ class Session:
         if self.random.random() < 0.02 or len(self.pairs) > 8:
             self.start()
         choices = [self.read] * 6 + [self.set] * 5 + [self.hook] * 3 + [self.edit] * 2 + [self.unset] * 2
-        choices += [self.fork] * 2 + [self.append, self.read_all, self.run, self.drop]
+        choices += [self.fork] * 2 + [self.append] * 2 + [self.truncate, self.read_all, self.run, self.drop]
         operation = self.random.choice(choices)
         index = self.random.randrange(len(self.pairs))
         operation(index, self.pairs[index])
@@ -337,6 +337,46 @@ class Session:
         pair.trace.append(tokens)
         pair.begins.append(pair.tokens.shape[1])
         pair.tokens = torch.cat([pair.tokens, tokens], dim=1)
+
+    def truncate(self, index, pair):
+        length = self.random.randint(1, pair.trace.length)
+        if pair.mask is not None and length < pair.mask.shape[1]:
+            with pytest.raises(glassformer.InputError, match="can't be cut"):
+                pair.trace.truncate(length)
+            return
+        self.log.append(f"{index}: truncate {length}")
+        pair.trace.truncate(length)
+        pair.tokens = pair.tokens[:, :length]
+        pair.begins = [begin for begin in pair.begins if begin < length]
+        for name, entries in pair.edits.items():
+            cut = [self.cut(entry, name, length) for entry in entries]
+            pair.edits[name] = [entry for entry in cut if entry is not None]
+
+    def cut(self, entry, name, length):
+        """What is left of an edit."""
+        keys = name.endswith(("hook_attn_scores", "hook_pattern"))
+        if isinstance(entry, HookOf):
+            return entry
+        if isinstance(entry, Derived):
+            if entry.length <= length:
+                return entry
+            rows = rows_of(name, 0, length)
+            made = Derived(entry.before[rows], entry.after[rows], length)
+            made.state = None  # Others than when it was made.
+            return made
+        region, numbers = entry
+        if isinstance(region, torch.Tensor):
+            rows = rows_of(name, 0, length)
+            numbers = numbers.expand(region.shape)[rows]
+            return (region[rows], numbers) if region[rows].any() else None
+        axes = [2, 3] if keys else [1]
+        numbers = numbers.expand([len(indices) for indices in region])
+        region = list(region)
+        for axis in axes:
+            kept = [number for number, at in enumerate(region[axis]) if at < length]
+            numbers = numbers.index_select(axis, torch.tensor(kept, dtype=torch.int64))
+            region[axis] = [region[axis][number] for number in kept]
+        return (tuple(region), numbers) if all(region) else None
 
     def read_all(self, index, pair):
         del index, pair
