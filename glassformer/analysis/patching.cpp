@@ -19,7 +19,7 @@ struct Place {
 std::string node_name(const Graph& graph, const std::string& activation, int64_t layer) {
   const std::string block = str("blocks.", layer, ".");
   for (const char* part : {"", "attn.", "mlp."})
-    if (graph.has(block + part + activation)) return block + part + activation;
+    if (std::string name = str(block, part, activation); graph.has(name)) return name;
   graph.find(block + activation);  // Raises, with the nearest names.
   return {};
 }

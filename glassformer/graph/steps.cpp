@@ -127,7 +127,7 @@ Run linear_by_head(const HeadInput& input) {
                                           bias_of(call, input.norm_bias));
     const at::Tensor& rows = call.weights.get(input.weight);
     const at::Tensor by_head = rows.reshape({input.n_heads, -1, rows.size(1)});
-    const at::Tensor out = at::einsum("rhd,hed->rhe", {ready, by_head});
+    at::Tensor out = at::einsum("rhd,hed->rhe", {ready, by_head});
     if (input.bias < 0) return out;
     return out + call.weights.get(input.bias).reshape({input.n_heads, -1});
   };

@@ -166,7 +166,7 @@ void add_weights(ModelFiles& model, const fs::path& folder, const std::vector<st
 
 // ---- A folder, a file ----
 
-ModelFiles open_gguf(const std::string& path, std::shared_ptr<MappedFile> file, bool with_tensors) {
+ModelFiles open_gguf(const std::string& path, const std::shared_ptr<MappedFile>& file, bool with_tensors) {
   ModelFiles model;
   model.path = path;
   model.gguf = std::make_shared<GgufFile>(read_gguf(file));

@@ -16,7 +16,6 @@ namespace glassformer {
 namespace {
 
 using simdjson::dom::element;
-using simdjson::dom::element_type;
 
 static_assert(std::endian::native == std::endian::little, "the length and the values are read as they lie in the file");
 

@@ -137,7 +137,7 @@ std::unique_ptr<PostProcessor> make_post_processor(const GgufFile& file, const R
 }
 
 std::shared_ptr<const Tokenizer> read_tokenizer(const GgufFile& file) {
-  const std::string kind = file.at<std::string>("tokenizer.ggml.model");
+  const auto& kind = file.at<std::string>("tokenizer.ggml.model");
   if (kind != "gpt2") {
     throw UnsupportedError(
         str(file.path(), ": tokenizer.ggml.model '", kind, "' (supported: gpt2, which is byte-level BPE)"));

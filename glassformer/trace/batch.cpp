@@ -82,7 +82,7 @@ void Batch::set(std::string_view name, const at::Tensor& value, const Region& re
   }
 }
 
-void Batch::hook(std::string_view name, HookFunction function, const HookOptions& options) {
+void Batch::hook(std::string_view name, const HookFunction& function, const HookOptions& options) {
   const NodeId node = model().graph().find(name);
   const auto joint = std::make_shared<JointHook>();
   joint->size = traces_.size();

@@ -38,7 +38,7 @@ class Batch {
   /// Puts a function onto a node of all traces. It is called once for all of them, with the padded tensor, whose
   /// padding is dropped from what it returns. A trace of the batch that is read alone while the hook is still to be
   /// called raises `UnavailableError`.
-  void hook(std::string_view node, HookFunction function, const HookOptions& options = {});
+  void hook(std::string_view node, const HookFunction& function, const HookOptions& options = {});
   /// Calls every hook on nodes up to `until`, needed or not, and computes `until`.
   void run(std::string_view until = "logits");
   void unset(std::string_view node);

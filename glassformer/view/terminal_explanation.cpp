@@ -43,7 +43,7 @@ class Page {
   int bar_width(int others) const { return std::clamp(width_ - others, kMinBarWidth, kBarWidth); }
 
   std::string signed_bar(double value, double maximum, int width) const {
-    const std::string text = bar(value, maximum, width);
+    std::string text = bar(value, maximum, width);
     if (!colour_ || text.empty()) return text;
     return (value < 0 ? "\x1b[38;5;39m" : "\x1b[38;5;208m") + text + "\x1b[0m";
   }
