@@ -1,6 +1,9 @@
 #include "glassformer/trace/generate.h"
 
+#include <algorithm>
+#include <functional>
 #include <iostream>
+#include <iterator>
 #include <random>
 
 #include "cli/session.h"
@@ -13,6 +16,16 @@ namespace glassformer::cli {
 namespace {
 
 struct Interrupted {};
+
+// How many blocks the traces have gone through, all together.
+int64_t blocks_computed(const std::vector<Trace>& traces) {
+  int64_t count = 0;
+  for (const Trace& trace : traces) {
+    const std::vector<Work> work = trace.work();
+    count += std::count_if(work.begin(), work.end(), [](const Work& of) { return of.node.ends_with(".hook_v"); });
+  }
+  return count;
+}
 
 GenerateOptions options_of(const GenerateArguments& arguments) {
   GenerateOptions options;
@@ -119,26 +132,29 @@ int run(const GenerateArguments& arguments) {
   const auto model = load(arguments);
   const GenerateOptions options = options_of(arguments);
   Texts texts(*model, arguments.prompts);
-  TraceOptions trace_options;
-  trace_options.poll = [] {
-    if (was_interrupted()) throw Interrupted();
-  };
+  const bool streams = !arguments.json && arguments.prompts.size() == 1;
+  constexpr int64_t kReading = 20;  // Percent of the bar, where it goes on while generating.
   std::vector<Trace> traces;
   std::vector<Trace*> pointers;
+  std::function<void(int64_t done, int64_t total)> reading, generating;
+  TraceOptions trace_options;
+  trace_options.poll = [&] {
+    if (was_interrupted()) throw Interrupted();
+    if (reading) reading(blocks_computed(traces), std::ssize(traces) * model->config().n_layers);
+  };
   for (const std::string& prompt : arguments.prompts) traces.emplace_back(model, prompt, trace_options);
   for (Trace& trace : traces) pointers.push_back(&trace);
   Generation generation(pointers, options);
   note_interrupts();
-  const bool streams = !arguments.json && traces.size() == 1;
-  progress.show("reading the prompt");
+  reading =
+      progress.part(traces.size() == 1 ? "reading the prompt" : "reading the prompts", 0, streams ? 100 : kReading);
   try {
-    if (traces.size() == 1) compute_blocks(traces.front(), progress.part("reading the prompt", 0, 100));
     for (int64_t step = 1; !generation.done() && !was_interrupted(); ++step) {
       generation.step();
-      if (!streams)
-        progress.show("generating", step, options.max_new_tokens);
-      else
-        progress.clear();
+      if (streams) progress.clear();
+      if (!streams && step == 1) generating = progress.part("generating", kReading, 100);
+      if (generating) generating(step, options.max_new_tokens);
+      reading = {};
       if (!arguments.json) texts.print_new(generation.results(), false, progress);
     }
   } catch (const Interrupted&) {

@@ -131,11 +131,10 @@ TokenScore score_of(const Model& model, const at::Tensor& logits, int64_t id) {
 }
 
 void compute_blocks(Trace& trace, const std::function<void(int64_t done, int64_t total)>& progress) {
-  if (!progress) return;
   const int64_t n_layers = trace.model().config().n_layers;
   for (int64_t layer = 0; layer < n_layers; ++layer) {
-    trace.read(str("blocks.", layer, ".attn.hook_v"));  // Values are kept anyway, so this takes no memory.
-    progress(layer + 1, n_layers);
+    trace.read(str("blocks.", layer, ".hook_resid_pre"));
+    if (progress) progress(layer + 1, n_layers);
   }
 }
 

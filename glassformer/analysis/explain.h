@@ -32,7 +32,8 @@ std::vector<TokenScore> best_tokens(const Model& model, const at::Tensor& logits
 TokenScore score_of(const Model& model, const at::Tensor& logits, int64_t id);
 LensTable lens_table(Trace& trace, int64_t answer,
                      const std::function<void(int64_t done, int64_t total)>& progress = {});
-/// Computes a trace block by block, so that one can see how far it is.
+/// Computes a trace block by block, so that one can see how far it is, and keeps the residual stream before each: what
+/// is read later starts there, not at the tokens.
 void compute_blocks(Trace& trace, const std::function<void(int64_t done, int64_t total)>& progress);
 
 }  // namespace glassformer
