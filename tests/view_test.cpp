@@ -229,7 +229,7 @@ TEST_CASE("without a second prompt the terminal shows no patching") {
 TEST_CASE("an answer that isn't the top token is named as such") {
   Explanation explanation = sample_explanation();
   explanation.attribution.answer = {777, " Lyon", 1.5, 0.02};
-  CHECK(contains(render_terminal(explanation), "Explained here is “ Lyon”, which has 2.0 %."));
+  CHECK(contains(render_terminal(explanation), "What is explained here is “ Lyon”, which has 2.0 %."));
 }
 
 TEST_CASE("the terminal's text keeps to its width, whatever the tokens") {
@@ -255,10 +255,30 @@ TEST_CASE("an explanation of nothing is still text, JSON and a page") {
 
 TEST_CASE("a token that isn't the second prompt's own answer is named as such") {
   Explanation explanation = sample_explanation(capitals());
-  CHECK_FALSE(contains(render_terminal(explanation), "compared with is"));
+  CHECK_FALSE(contains(render_terminal(explanation), "the comparison is with"));
   explanation.patching->versus_answer = {555, " Milan", 1.5, 0.02};
   const std::string text = render_terminal(explanation, {.width = 200});
-  CHECK(contains(text, "The second prompt is answered “ Rome”; compared with is “ Milan”, which has 2.0 % there."));
+  CHECK(
+      contains(text, "The second prompt is answered “ Rome”; the comparison is with “ Milan”, which has 2.0 % there."));
   explanation.versus_next_tokens.front() = explanation.patching->answer;
-  CHECK(contains(render_terminal(explanation, {.width = 200}), "answered “ Paris” too; compared with is “ Milan”"));
+  CHECK(
+      contains(render_terminal(explanation, {.width = 200}), "answered “ Paris” too; the comparison is with “ Milan”"));
+}
+
+TEST_CASE("no line ends between a quotation mark and its token") {
+  CHECK(wrapped("it is “ Paris” then", 9) == "it is\n“ Paris”\nthen\n");
+  CHECK(wrapped("it is “ Paris” then", 14) == "it is “ Paris”\nthen\n");
+}
+
+TEST_CASE("what may have been meant, and what says little, is said") {
+  Explanation explanation = sample_explanation(capitals());
+  const auto text = [&] { return render_terminal(explanation, {.width = 250}); };
+  CHECK_FALSE(contains(text(), "say little"));
+  explanation.patching->versus_answer = {556, "Rome", -2.5, 0.001};
+  CHECK(contains(text(), "“ Rome”, with a space before it, is another token"));
+  explanation.patching->clean_difference = 2.48;
+  explanation.patching->corrupted_difference = 2.30;
+  CHECK(contains(text(), "differ by only 0.2 in this, so shares of it say little; --answer and --versus name"));
+  explanation.patching->corrupted_difference = std::nan("");
+  CHECK_FALSE(contains(text(), "say little"));
 }

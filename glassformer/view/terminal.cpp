@@ -211,7 +211,8 @@ std::string shortened(std::string_view text, int width) {
 std::string wrapped(std::string_view text, int width) {
   std::string result, line;
   for (size_t start = 0; start < text.size();) {
-    const size_t end = std::min(text.find(' ', start), text.size());
+    size_t end = std::min(text.find(' ', start), text.size());
+    if (text.substr(start, end - start).ends_with("“")) end = std::min(text.find(' ', end + 1), text.size());
     const std::string_view word = text.substr(start, end - start);
     if (!line.empty() && display_width(line) + 1 + display_width(word) > width) {
       result += line + '\n';

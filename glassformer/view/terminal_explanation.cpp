@@ -118,8 +118,8 @@ void add_headline(Page& page, const Explanation& explanation) {
     page.heading(model + " answers " + in_quotes(top.token) + " with " + percent(top.probability));
     if (top.id != explanation.attribution.answer.id) {
       const TokenScore& answer = explanation.attribution.answer;
-      page.prose("Explained here is " + in_quotes(answer.token) + ", which has " + percent(answer.probability) + "." +
-                 spaced_twin(answer, explanation.next_tokens));
+      page.prose("What is explained here is " + in_quotes(answer.token) + ", which has " + percent(answer.probability) +
+                 "." + spaced_twin(answer, explanation.next_tokens));
     }
   } else {
     page.heading(model);
@@ -244,8 +244,20 @@ void add_compared(Page& page, const Explanation& explanation) {
   const TokenScore &top = explanation.versus_next_tokens.front(), &compared = explanation.patching->versus_answer;
   if (top.id == compared.id) return;
   const bool same = top.id == explanation.patching->answer.id;
-  page.prose("The second prompt is answered " + in_quotes(top.token) + (same ? " too" : "") + "; compared with is " +
-             in_quotes(compared.token) + ", which has " + percent(compared.probability) + " there.");
+  page.prose("The second prompt is answered " + in_quotes(top.token) + (same ? " too" : "") +
+             "; the comparison is with " + in_quotes(compared.token) + ", which has " + percent(compared.probability) +
+             " there." + spaced_twin(compared, explanation.versus_next_tokens));
+}
+
+// Shares are taken of the difference between the runs: where that is small, they are mostly chance.
+void add_small_difference(Page& page, const PatchTable& patching) {
+  constexpr double kSmall = 1;
+  const double difference = std::abs(patching.clean_difference - patching.corrupted_difference);
+  if (!(difference < kSmall)) return;
+  char number[16];
+  std::snprintf(number, sizeof number, "%.1g", difference);
+  page.prose(str("The two runs differ by only ", number, " in this, so shares of it say little; --answer and --versus ",
+                 "name other tokens."));
 }
 
 void add_patching(Page& page, const Explanation& explanation) {
@@ -261,6 +273,7 @@ void add_patching(Page& page, const Explanation& explanation) {
       "): " + signed_number(patching.clean_difference) + " in the first run, " +
       signed_number(patching.corrupted_difference) + " in the second.");
   add_compared(page, explanation);
+  add_small_difference(page, patching);
   constexpr int kColumnWidth = 11;
   const auto room = static_cast<size_t>((page.width() - 2 - 8) / (kColumnWidth + 2));
   const std::vector<size_t> positions = patch_positions(patching, clean.size(), room);

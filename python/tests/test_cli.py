@@ -362,8 +362,8 @@ def test_explain_another_answer(ask, run, demo_model, python_model):
     assert parts == pytest.approx(python_model.trace(FRANCE).logits_at(-1)[0, lyon].item(), abs=1e-4)
     probability = found["attribution"]["answer"]["probability"]
     assert found["lens"]["probability"][-1][-1] == pytest.approx(probability, abs=1e-6)
-    text = run("explain", demo_model, FRANCE, "--answer", "Paris").stdout
-    assert "Explained here is “Paris”" in text and "“ Paris”, with a space before it, is another token" in text
+    text = " ".join(run("explain", demo_model, FRANCE, "--answer", "Paris").stdout.split())
+    assert "What is explained here is “Paris”" in text and "“ Paris”, with a space before it, is another token" in text
 
 
 def test_explain_two_prompts_with_one_answer(ask, run, demo_model):
@@ -374,7 +374,7 @@ def test_explain_two_prompts_with_one_answer(ask, run, demo_model):
     assert found["patching"]["versus_answer"] == second
     assert found["patching"]["recovered"][0] == pytest.approx([0, 0, 1, 0, 0], abs=1e-4)
     text = " ".join(run("explain", demo_model, FRANCE, "--vs", inside).stdout.split())
-    assert f"answered “ Paris” too; compared with is “{second['token']}”" in text
+    assert f"answered “ Paris” too; the comparison is with “{second['token']}”" in text
 
 
 def test_the_page_holds_the_same_numbers(report):

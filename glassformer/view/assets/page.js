@@ -50,8 +50,19 @@ function headFinding() {
       (looks ? `; from the last token it looks most at ${place(looks[0])} (${percent(looks[1])}).` : '.');
 }
 
+// Shares are taken of the difference between the runs: where that is small, they are mostly chance.
+function smallDifference() {
+  const {answer: clean, versus_answer: other, clean_difference, corrupted_difference} = data.patching;
+  const difference = Math.abs(clean_difference - corrupted_difference);
+  if (!isNumber(clean_difference) || !isNumber(corrupted_difference) || difference >= 1) return null;
+  return `The two prompts differ by only ${difference.toPrecision(1)} in logit(${quoted(clean.token)}) − logit(${
+      quoted(other.token)}), so shares of that say little; other tokens may tell more.`;
+}
+
 function patchFinding() {
   if (!data.patching) return null;
+  const small = smallDifference();
+  if (small) return small;
   const found = carriers();
   if (found.length === 0) return 'No single place, patched alone, turns the second prompt’s answer at least halfway.';
   const parts = found.slice(0, 4).map(
@@ -69,8 +80,8 @@ function strongestKeys(head, count = 3) {
 // ---- Sections ----
 
 // What the reader may have meant: "Paris" and " Paris" are two tokens.
-function spacedTwin() {
-  const twin = data.next_tokens.find((score) => score.token === ` ${answer.token}`);
+function spacedTwin(token, scores) {
+  const twin = scores.find((score) => score.token === ` ${token}`);
   return twin &&
       ` ${quoted(twin.token)}, with a space before it, is another token, which has ${percent(twin.probability)}.`;
 }
@@ -80,8 +91,9 @@ function comparedToken() {
   const {answer: clean, versus_answer: other} = data.patching;
   const top = data.versus_next_tokens[0];
   if (!top || top.id === other.id) return `makes the model answer ${quoted(other.token)}.`;
-  return `makes the model answer ${quoted(top.token)}${top.id === clean.id ? ' too' : ''}; compared with here is ${
-      quoted(other.token)}, which has ${percent(other.probability)} there.`;
+  return `makes the model answer ${quoted(top.token)}${top.id === clean.id ? ' too' : ''}; the comparison is with ${
+      quoted(other.token)}, which has ${percent(other.probability)} there.${
+      spacedTwin(other.token, data.versus_next_tokens) ?? ''}`;
 }
 
 function drawHeader() {
@@ -95,7 +107,7 @@ function drawHeader() {
   if (top && top.id !== answer.id) {
     report.append(
         p(`This page explains another token: ${quoted(answer.token)}, which has ${percent(answer.probability)}.`,
-          spacedTwin()));
+          spacedTwin(answer.token, data.next_tokens)));
   }
   report.append(
       el('p', {class: 'soft small'},
