@@ -61,7 +61,7 @@ class Help : public CLI::Formatter {
     if (option->get_positional() || option->get_expected_max() == 0) return "";
     const std::string type = option->get_type_name();
     if (const size_t set = type.find('{'); set != std::string::npos) return " " + type.substr(set);
-    return type.starts_with("TEXT") ? " TEXT" : " N";
+    return " " + type.substr(0, type.find(' '));
   }
 };
 
@@ -97,8 +97,10 @@ const Command& find_command(const std::string& name) {
     if (name == command.name) return command;
     names.emplace_back(command.name);
   }
-  const std::string near = did_you_mean(name, names);
-  throw NameError("no command '" + name + "'" + (near.empty() ? "; see glassformer --help" : near));
+  const bool option = name.starts_with('-') && name != "-";
+  const std::string near = option ? "" : did_you_mean(name, names);
+  throw NameError((option ? "no option '" : "no command '") + name + "'" +
+                  (near.empty() ? "; see glassformer --help" : near));
 }
 
 // The message for arguments that have no place, with the options that come near.
@@ -116,21 +118,13 @@ std::string unexpected(const CLI::App& app, const std::string& command) {
   return message + "; see glassformer " + command + " --help";
 }
 
-// CLI11's words for what is wrong with an option's value, where they name types and ranges that nobody typed.
+// CLI11's words, but where it counts values and names their types.
 std::string wrong_value(const CLI::ParseError& error) {
-  std::string message = error.what();
-  constexpr std::string_view kConvert = "Could not convert: ";
-  if (message.starts_with(kConvert)) {
-    message.erase(0, kConvert.size());
-    const size_t equals = message.find(" = ");
-    if (equals != std::string::npos) {
-      const std::string value = message.substr(equals + 3);
-      const bool digits = value.find_first_not_of("+-.,0123456789 ") == std::string::npos;
-      return message.substr(0, equals) + ": found '" + value + "'; expected a " + (digits ? "whole " : "") + "number";
-    }
-  }
+  const std::string message = error.what();
   const bool missing = dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && message.ends_with(" missing");
-  return missing ? message.substr(0, message.find(':')) + " needs a value after it" : message;
+  if (missing) return message.substr(0, message.find(':')) + " needs a value after it";
+  const size_t again = message.find(": At Most 1 required");
+  return again == std::string::npos ? message : message.substr(0, again) + " is given more than once; expected one";
 }
 
 int run_command(const Command& command, std::vector<std::string> arguments) {

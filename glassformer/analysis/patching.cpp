@@ -4,6 +4,7 @@
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "glassformer/base/errors.h"
@@ -16,12 +17,27 @@ struct Place {
   Region region;
 };
 
+// "attn.hook_z" -> "z", as one gives it.
+std::string short_name(std::string name) {
+  for (const char* part : {"attn.", "mlp.", "hook_"})
+    if (name.starts_with(part)) name.erase(0, std::strlen(part));
+  return name;
+}
+
+[[noreturn]] void refuse_activation(const Graph& graph, const std::string& activation, const std::string& block) {
+  std::vector<std::string> names;
+  for (const Node& node : graph.nodes())
+    if (node.name.starts_with(block)) names.push_back(short_name(node.name.substr(block.size())));
+  const std::string near = did_you_mean(short_name(activation), names);
+  throw NameError(str("no activation of the blocks is called '", activation, "'",
+                      near.empty() ? "; expected one like resid_pre, attn_out, mlp_out or z" : near));
+}
+
 std::string node_name(const Graph& graph, const std::string& activation, int64_t layer) {
   const std::string block = str("blocks.", layer, ".");
   for (const char* part : {"", "attn.", "mlp."})
     if (std::string name = str(block, part, activation); graph.has(name)) return name;
-  graph.find(block + activation);  // Raises, with the nearest names.
-  return {};
+  refuse_activation(graph, activation, block);
 }
 
 int head_axis(const Node& node) {

@@ -147,6 +147,6 @@ def single_token(model: Model, token: int | str) -> int:
         return ids[0]
     spaced = model.tokenizer.encode(f" {token}", add_special_tokens=False) if token else []
     if len(spaced) != 1:
-        pieces = ", ".join(repr(piece) for piece in model.tokenizer.convert_ids_to_tokens(ids))
+        pieces = ", ".join(repr(model.tokenizer.decode([id])) for id in ids)
         raise _core.InputError(f"{token!r} is {len(ids)} tokens ({pieces}); expected one")
     return spaced[0]

@@ -86,8 +86,9 @@ def python_model(demo_model):
     return glassformer.load(str(demo_model))
 
 
-def in_terminal(program, *arguments, interrupt_after=None, env=None):
-    """Runs the program with a terminal of 80 columns: exit code, standard output, standard error."""
+def in_terminal(program, *arguments, interrupt_after=None, interrupt_at=None, env=None):
+    """Runs the program with a terminal of 80 columns: exit code, standard output, standard error. Ctrl-C comes after so
+    many bytes of output, or when the progress bar says `interrupt_at`."""
     environment = {**ENVIRONMENT, "TERM": "xterm", **(env or {})}
     main, side = pty.openpty()
     error_main, error_side = pty.openpty()
@@ -108,9 +109,10 @@ def in_terminal(program, *arguments, interrupt_after=None, env=None):
             texts[ready] += data
             if not data:
                 open_ends.discard(ready)
-        if interrupt_after is not None and len(texts[main]) >= interrupt_after:
+        enough = interrupt_after is not None and len(texts[main]) >= interrupt_after
+        if enough or (interrupt_at is not None and interrupt_at in texts[error_main]):
             process.send_signal(signal.SIGINT)
-            interrupt_after = None
+            interrupt_after = interrupt_at = None
     code = process.wait(timeout=10)
     os.close(main)
     os.close(error_main)
@@ -439,7 +441,7 @@ WRONG = {
     "activation without heads": (["patch", "MODEL", FRANCE, ITALY, "--by-head"], "head"),
     "node": (["nodes", "MODEL", "no_such_node_at_all"], "no_such_node_at_all"),
     "dtype": (["lens", "MODEL", FRANCE, "--dtype", "int8"], "float32"),
-    "unknown option at the front": (["--verbose"], "--verbose", "--help"),
+    "unknown option at the front": (["--verbose"], "no option '--verbose'", "--help"),
     "empty folder": (["lens", "EMPTY_FOLDER", FRANCE], "neither config.json nor a GGUF file"),
     "folder without config": (["info", "EMPTY_FOLDER"], "neither config.json nor a GGUF file"),
     "empty prompt, lens": (["lens", "MODEL", ""], "no tokens"),
@@ -453,6 +455,14 @@ WRONG = {
     "help for an unknown command": (["help", "explan"], "explain"),
     "number": (["generate", "MODEL", FRANCE, "-n", "many"], "'many'", "whole number"),
     "temperature that is no number": (["generate", "MODEL", FRANCE, "--temperature", "hot"], "'hot'", "expected a num"),
+    "number that is empty": (["attention", "MODEL", FRANCE, "--layer", ""], "--layer: found ''", "whole number"),
+    "list with a gap": (["tokens", "MODEL", "--ids", "1,,2"], "--ids: found ''", "1,2,3"),
+    "number that no type holds": (["lens", "MODEL", FRANCE, "--position", "9" * 20], "found '9999", "whole numbers"),
+    "negative seed": (["generate", "MODEL", FRANCE, "--seed", "-1"], "--seed: found '-1'", "0 or more"),
+    "no number": (["generate", "MODEL", FRANCE, "--frequency-penalty", "nan"], "'nan'", "expected a number"),
+    "threads": (["lens", "MODEL", FRANCE, "--threads", "0"], "--threads: found '0'", "1 to 4096"),
+    "option twice": (["attention", "MODEL", FRANCE, "--layer", "1", "--layer", "2"], "--layer is given more than once"),
+    "activation of no block": (["patch", "MODEL", FRANCE, ITALY, "--activation", "logits"], "'logits'", "resid_pre"),
     "negative number": (["generate", "MODEL", FRANCE, "-n", "-1"], "'-1'", "0 or more"),
     "temperature": (["generate", "MODEL", FRANCE, "--temperature", "-2"], "temperature"),
     "greedy and drawn": (["generate", "MODEL", FRANCE, "--greedy", "--seed", "1"], "--seed"),
@@ -510,6 +520,7 @@ def test_terminal(program, demo_model):
         (["attention"], ["reading the prompt", "attention"]),
         (["patch", ITALY], ["reading the clean prompt", "patching"]),
         (["generate", "-n", "1"], ["reading the prompt"]),
+        (["generate", ITALY, "-n", "2"], ["reading the prompts", "generating"]),
     ],
 )
 def test_progress_is_shown_and_gone_before_the_output(program, demo_model, command, parts):
@@ -526,33 +537,20 @@ def test_no_colour(program, demo_model):
     assert code == 0 and json.loads(out)["architecture"] == "llama"
 
 
-def interrupted(program, *arguments, after):
-    process = subprocess.Popen(
-        [str(part) for part in (program, *arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    time.sleep(after)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and err == ""
-    return out
-
-
 def test_interrupted_generation_gives_what_it_has(program, demo_model):
     code, out, _ = in_terminal(program, "generate", demo_model, LOOP, "-n", "4000", interrupt_after=20)
     assert code == 130 and out.endswith("\n") and 20 < len(out) < 4000
 
 
 def test_interrupted_json_is_whole(program, demo_model):
-    out = interrupted(program, "generate", demo_model, LOOP, "-n", "4000", "--json", after=4)
+    arguments = ["generate", demo_model, LOOP, "-n", "4000", "--json"]
+    code, out, _ = in_terminal(program, *arguments, interrupt_at=b"generating")
+    assert code == 130
     result = json.loads(out)["results"][0]
     assert result["finish"] == "interrupted" and len(result["ids"]) < 4000
 
 
 def test_interrupt_is_quiet(program, demo_model):
     patch = ["patch", demo_model, FRANCE, ITALY, "--activation", "z", "--by-head"]
-    assert interrupted(program, *patch, after=1.5) == ""
+    code, out, err = in_terminal(program, *patch, interrupt_at=b"patching")
+    assert code == 130 and out == "" and err.endswith("\r\x1b[K")
