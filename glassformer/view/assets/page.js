@@ -338,7 +338,7 @@ function componentTable() {
   const components = [...data.attribution.components].sort((a, b) => size(b.logit) - size(a.logit));
   const largest = largestOf(components.map((c) => c.logit));
   const head =
-      el('tr', {}, el('th', {scope: 'col'}, 'component'), el('th', {scope: 'col'}, 'what it is'),
+      el('tr', {}, el('th', {scope: 'col'}, 'component'), el('th', {scope: 'col', class: 'what'}, 'what it is'),
          el('th', {scope: 'col', class: 'track'}, '← against the answer | for the answer →'),
          el('th', {scope: 'col', class: 'number'}, 'logit'));
   const body = el(
