@@ -9,6 +9,7 @@
 #include <csignal>
 #include <iostream>
 
+#include "glassformer/analysis/explain.h"
 #include "glassformer/base/errors.h"
 #include "glassformer/text/tokenizer.h"
 #include "glassformer/view/terminal.h"
@@ -63,10 +64,8 @@ void Progress::show(const std::string& what, int64_t done, int64_t total) {
 std::function<void(int64_t, int64_t)> Progress::part(const std::string& what, int64_t from_percent,
                                                      int64_t to_percent) {
   if (!enabled_) return {};
-  show(what, from_percent, 100);
-  return [this, what, from_percent, to_percent](int64_t done, int64_t total) {
-    show(what, from_percent + (to_percent - from_percent) * done / std::max<int64_t>(total, 1), 100);
-  };
+  const auto report = [this](const std::string& now, int64_t done, int64_t total) { show(now, done, total); };
+  return part_of_progress(report, what, from_percent, to_percent);
 }
 
 void Progress::write(const std::string& line) {

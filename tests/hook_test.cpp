@@ -18,22 +18,13 @@ using namespace glassformer;
 
 namespace {
 
-at::Tensor some_tokens(const Model& model, int64_t length) {
-  return at::randint(model.config().d_vocab, {1, length}, at::kLong);
-}
-
-bool close(const at::Tensor& a, const at::Tensor& b) {
-  return a.sizes() == b.sizes() &&
-         (a - b).abs().max().item<double>() <= 1e-9 * std::max(1.0, b.abs().max().item<double>());
-}
-
 at::Tensor halve(const at::Tensor& value, const HookCall&) { return value * 0.5; }
 
 }  // namespace
 
 TEST_CASE("a hook stands where it was put, once for each segment") {
   for (const auto& model : {tiny_gpt2(), tiny_llama()}) {
-    Trace trace(model, some_tokens(*model, 4));
+    Trace trace(model, some_tokens(*model, 1, 4));
     Trace plain = trace.fork();
     std::vector<std::pair<int64_t, int64_t>> calls;
     trace.hook("resid_pre1", [&](const at::Tensor& value, const HookCall& call) {
@@ -43,7 +34,7 @@ TEST_CASE("a hook stands where it was put, once for each segment") {
     });
     CHECK(close(trace.read("resid_pre1"), plain.read("resid_pre1") * 2));
     trace.logits();
-    const at::Tensor more = some_tokens(*model, 2);
+    const at::Tensor more = some_tokens(*model, 1, 2);
     plain.append(more);
     trace.append(more);
     CHECK(close(trace.read("resid_pre1"), plain.read("resid_pre1") * 2));
@@ -53,7 +44,7 @@ TEST_CASE("a hook stands where it was put, once for each segment") {
 
 TEST_CASE("inside a hook its trace can't be edited, nor read from there on") {
   const auto model = tiny_gpt2();
-  Trace trace(model, some_tokens(*model, 4));
+  Trace trace(model, some_tokens(*model, 1, 4));
   Trace* self = &trace;
   trace.hook("z1", [&](const at::Tensor&, const HookCall& call) { return call.read("attn_out1"); });
   CHECK_THROWS_AS(trace.logits(), OrderError);
@@ -69,7 +60,7 @@ TEST_CASE("inside a hook its trace can't be edited, nor read from there on") {
 
 TEST_CASE("an exception in a hook leaves the rest as it is") {
   const auto model = tiny_llama();
-  Trace trace(model, some_tokens(*model, 4));
+  Trace trace(model, some_tokens(*model, 1, 4));
   bool fails = true;
   trace.hook("mlp_out1", [&](const at::Tensor& value, const HookCall&) {
     if (fails) throw std::runtime_error("mine");
@@ -83,7 +74,7 @@ TEST_CASE("an exception in a hook leaves the rest as it is") {
 TEST_CASE("a batch calls its hook once") {
   const auto model = tiny_llama();
   std::vector<Trace> traces;
-  for (int64_t length : {3, 5}) traces.emplace_back(model, some_tokens(*model, length));
+  for (int64_t length : {3, 5}) traces.emplace_back(model, some_tokens(*model, 1, length));
   Batch batch(std::move(traces));
   Batch plain = batch.fork();
   int calls = 0;
@@ -101,7 +92,7 @@ TEST_CASE("a batch calls its hook once") {
 
 TEST_CASE("hooks of chosen steps of a generation") {
   const auto model = tiny_gpt2();
-  Trace trace(model, some_tokens(*model, 4));
+  Trace trace(model, some_tokens(*model, 1, 4));
   std::vector<int64_t> begins;
   GenerateOptions options{.max_new_tokens = 4, .stop_tokens = std::vector<int64_t>{}};
   options.hooks.push_back({"resid_pre1",
@@ -155,7 +146,7 @@ TEST_CASE("random edits, hooks, forks and appends equal a trace of its own") {
     std::vector<Twin> twins;
     for (int step = 0; step < 400; ++step) {
       if (twins.empty() || below(40) == 0) {
-        const at::Tensor tokens = some_tokens(*model, 3);
+        const at::Tensor tokens = some_tokens(*model, 1, 3);
         twins.clear();
         twins.push_back({Trace(model, tokens), {tokens}, {}});
       }
@@ -188,7 +179,7 @@ TEST_CASE("random edits, hooks, forks and appends equal a trace of its own") {
           break;
         case 4:
           if (twin.trace.length() < 10) {
-            twin.segments.push_back(some_tokens(*model, 1 + static_cast<int64_t>(below(2))));
+            twin.segments.push_back(some_tokens(*model, 1, 1 + static_cast<int64_t>(below(2))));
             twin.trace.append(twin.segments.back());
           }
           break;

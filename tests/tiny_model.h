@@ -1,8 +1,11 @@
 #pragma once
 // Random models of a few thousand parameters, every one of them away from its usual start value.
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -36,6 +39,16 @@ inline std::shared_ptr<const Model> tiny_llama() {
   return tiny_model(R"({"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 20, "vocab_size": 31, "max_position_embeddings": 12, "head_dim": 6,
     "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}, "attention_bias": true})");
+}
+
+inline at::Tensor some_tokens(const Model& model, int64_t batch, int64_t length) {
+  return at::randint(model.config().d_vocab, {batch, length}, at::kLong);
+}
+
+/// To 1e-10 of the largest value.
+inline bool close(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() &&
+         (a - b).abs().max().item<double>() <= 1e-10 * std::max(1.0, b.abs().max().item<double>());
 }
 
 }  // namespace glassformer

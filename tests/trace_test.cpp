@@ -20,15 +20,6 @@ using namespace glassformer;
 
 namespace {
 
-at::Tensor some_tokens(const Model& model, int64_t batch, int64_t length) {
-  return at::randint(model.config().d_vocab, {batch, length}, at::kLong);
-}
-
-bool close(const at::Tensor& a, const at::Tensor& b) {
-  return a.sizes() == b.sizes() &&
-         (a - b).abs().max().item<double>() <= 1e-10 * std::max(1.0, b.abs().max().item<double>());
-}
-
 int64_t rows_of(const Trace& trace, const std::string& node) {
   for (const Work& work : trace.work())
     if (work.node == node) return work.rows;

@@ -32,6 +32,11 @@ std::vector<TokenScore> best_tokens(const Model& model, const at::Tensor& logits
 TokenScore score_of(const Model& model, const at::Tensor& logits, int64_t id);
 LensTable lens_table(Trace& trace, int64_t answer,
                      const std::function<void(int64_t done, int64_t total)>& progress = {});
+/// For a part of some work, which has the percentages from `from_percent` to `to_percent` of the whole: reports that it
+/// begins, and gives a function for how far it is; an empty one where `progress` is empty.
+std::function<void(int64_t done, int64_t total)> part_of_progress(
+    const std::function<void(const std::string& what, int64_t done, int64_t total)>& progress, const std::string& what,
+    int64_t from_percent, int64_t to_percent);
 /// Computes a trace block by block, so that one can see how far it is, and keeps the residual stream before each: what
 /// is read later starts there, not at the tokens.
 void compute_blocks(Trace& trace, const std::function<void(int64_t done, int64_t total)>& progress);

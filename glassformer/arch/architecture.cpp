@@ -23,6 +23,12 @@ nlohmann::json to_json_value(const GgufValue& value) {
   return std::visit([](const auto& v) { return nlohmann::json(v); }, value);
 }
 
+const StoredTensor* find_tensor(const GgufFile& file, std::string_view name) {
+  const auto found =
+      std::find_if(file.tensors.begin(), file.tensors.end(), [&](const auto& tensor) { return tensor.name == name; });
+  return found == file.tensors.end() ? nullptr : &*found;
+}
+
 // Renames the metadata of a GGUF file to the keys of config.json, so that one reader serves both.
 nlohmann::json config_from_gguf(const Architecture& architecture, const GgufFile& file) {
   nlohmann::json config = {{"model_type", architecture.model_types.front()}};
@@ -31,17 +37,13 @@ nlohmann::json config_from_gguf(const Architecture& architecture, const GgufFile
     if (found != file.metadata.end())
       config[nlohmann::json::json_pointer("/" + key.config)] = to_json_value(found->second);
   }
-  const auto has_tensor = [&](std::string_view name) {
-    return std::any_of(file.tensors.begin(), file.tensors.end(), [&](const auto& t) { return t.name == name; });
-  };
   const auto tokens = file.metadata.find("tokenizer.ggml.tokens");
-  const auto embed = std::find_if(file.tensors.begin(), file.tensors.end(),
-                                  [](const auto& t) { return t.name == "token_embd.weight"; });
-  if (embed != file.tensors.end() && !embed->shape.empty())
+  const StoredTensor* embed = find_tensor(file, "token_embd.weight");
+  if (embed != nullptr && !embed->shape.empty())
     config["vocab_size"] = embed->shape[0];
   else if (tokens != file.metadata.end() && std::holds_alternative<std::vector<std::string>>(tokens->second))
     config["vocab_size"] = std::get<std::vector<std::string>>(tokens->second).size();
-  config["tie_word_embeddings"] = !has_tensor("output.weight");
+  config["tie_word_embeddings"] = find_tensor(file, "output.weight") == nullptr;
   return config;
 }
 
@@ -57,23 +59,19 @@ DescribedModel describe(const ConfigReader& reader) {
 
 // llama.cpp stores the scaling of Llama 3.1 and later as one divisor for each rotary frequency.
 void read_divisors(const GgufFile& file, Rope& rope) {
-  for (const StoredTensor& tensor : file.tensors) {
-    if (tensor.name != "rope_freqs.weight") continue;
-    if (tensor.dtype != DType::kFloat32 || tensor.count() != rope.dims / 2)
-      throw FileError(file.path(), str("tensor 'rope_freqs.weight' has ", tensor.count(), " values of type ",
-                                       layout(tensor.dtype).name, "; expected ", rope.dims / 2, " of type F32"));
-    std::vector<float> values(static_cast<size_t>(tensor.count()));
-    dequantise(tensor.dtype, tensor.data, tensor.count(), values.data());
-    rope.divisors.assign(values.begin(), values.end());
-  }
+  const StoredTensor* tensor = find_tensor(file, "rope_freqs.weight");
+  if (tensor == nullptr) return;
+  if (tensor->dtype != DType::kFloat32 || tensor->count() != rope.dims / 2)
+    throw FileError(file.path(), str("tensor 'rope_freqs.weight' has ", tensor->count(), " values of type ",
+                                     layout(tensor->dtype).name, "; expected ", rope.dims / 2, " of type F32"));
+  std::vector<float> values(static_cast<size_t>(tensor->count()));
+  dequantise(tensor->dtype, tensor->data, tensor->count(), values.data());
+  rope.divisors.assign(values.begin(), values.end());
 }
 
 // A GGUF file says by its tensors alone which biases there are.
 void find_biases(const GgufFile& file, ModelConfig& config) {
-  const auto has = [&](const std::string& part) {
-    const std::string name = "blk.0." + part + ".bias";
-    return std::any_of(file.tensors.begin(), file.tensors.end(), [&](const auto& t) { return t.name == name; });
-  };
+  const auto has = [&](const char* part) { return find_tensor(file, str("blk.0.", part, ".bias")) != nullptr; };
   Biases& biases = config.biases;
   biases.q = biases.q || has("attn_q");
   biases.k = biases.k || has("attn_k");

@@ -86,22 +86,14 @@ void Batch::hook(std::string_view name, const HookFunction& function, const Hook
   const NodeId node = model().graph().find(name);
   const auto joint = std::make_shared<JointHook>();
   joint->size = traces_.size();
-  for (const Trace& trace : traces_) trace.state_->require_editable();
-  for (Trace& trace : traces_) {
-    auto edit = std::make_shared<Edit>();
-    edit->kind = Edit::Kind::kHook;
-    edit->node = node;
-    edit->hook = Hook{function, options, joint};
-    trace.state_->add(std::move(edit));
-  }
+  for (const Trace& trace : traces_) trace.state_->require_editable();  // All of them or none.
+  for (Trace& trace : traces_) trace.state_->add_hook(node, {function, options, joint});
 }
 
 void Batch::run(std::string_view until) {
-  const NodeId last = model().graph().find(until);
   std::vector<TraceState*> states;
   for (Trace& trace : traces_) states.push_back(trace.state_.get());
-  for (NodeId node : hooked_nodes(states, last)) resolve(states, node);
-  read_all(pointers(), until);
+  run_states(states, model().graph().find(until));
 }
 
 void Batch::unset(std::string_view node) {

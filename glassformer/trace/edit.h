@@ -42,6 +42,7 @@ struct Hook {
   std::unordered_multimap<uint64_t, HookMemory> calls = {};  // By a hash of the input.
   // By segment and what the input depended on: computed again it may differ in rounding, and is the same input.
   std::map<std::tuple<int64_t, int64_t, LineageKey>, HookResult> by_lineage = {};
+  std::vector<std::shared_ptr<Edit>> made = {};  // Ends with the hook.
 };
 
 struct Edit {

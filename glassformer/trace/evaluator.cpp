@@ -63,12 +63,10 @@ class Evaluation {
 
   template <typename Visit>
   void for_each_part(const Request& request, const Visit& visit) {
-    const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
     const Node& node = graph_.node(request.node);
-    for (size_t i = 0; i < spans.size(); ++i) {
-      const int64_t end = i + 1 < spans.size() ? spans[i + 1].begin : INT64_MAX;
-      const RowSet part = request.rows.within(spans[i].begin, end);
-      if (!part.empty()) visit(*spans[i].lineage, node, part);
+    for (const Span& span : request.family->lineages.spans(*request.lineage, request.node)) {
+      const RowSet part = request.rows.within(span.begin, span.end);
+      if (!part.empty()) visit(*span.lineage, node, part);
     }
   }
 
@@ -314,10 +312,9 @@ at::Tensor gather(const Request& request, int64_t n_keys) {
   const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
   std::vector<at::Tensor> pieces;
   for (const Interval& interval : request.rows.intervals())
-    for (size_t i = 0; i < spans.size(); ++i) {
-      const int64_t end = i + 1 < spans.size() ? spans[i + 1].begin : INT64_MAX;
-      const Interval part{std::max(interval.begin, spans[i].begin), std::min(interval.end, end)};
-      if (part.begin < part.end) spans[i].lineage->cell(node).collect(part, pieces);
+    for (const Span& span : spans) {
+      const Interval part{std::max(interval.begin, span.begin), std::min(interval.end, span.end)};
+      if (part.begin < part.end) span.lineage->cell(node).collect(part, pieces);
     }
   if (node.has_keys()) {
     if (n_keys < 0)

@@ -23,7 +23,6 @@ struct Family {
   Lineages lineages;
   Keep keep;
   bool mask_given = false, positions_given = false;
-  bool appended = false;
   std::function<void()> poll;                           // Called between steps; may throw to stop.
   std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.
 

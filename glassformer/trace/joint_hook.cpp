@@ -90,7 +90,7 @@ std::vector<HookResult> results_of(const std::vector<Member>& members, JointHook
   std::vector<HookResult> results = call(members, inputs, hook, node);
   joint.calls.emplace(hash, JointHook::Call{inputs, results});
   for (size_t i = 0; i < members.size(); ++i)
-    members[i].entry->edit->hook->calls.emplace(hash, HookMemory{inputs[i], results[i]});
+    if (results[i].overlay) members[i].entry->edit->hook->made.push_back(results[i].overlay);
   return results;
 }
 

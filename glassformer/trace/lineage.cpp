@@ -31,20 +31,17 @@ int64_t Lineage::length_class() const {
   return 0;
 }
 
-LineageKey Lineage::key() const {
+LineageKey key_of(const std::vector<Influence>& influences) {
   LineageKey key;
-  key.reserve(influences_.size());
-  for (const Influence& influence : influences_) key.emplace_back(influence.edit->id, influence.from);
+  key.reserve(influences.size());
+  for (const Influence& influence : influences) key.emplace_back(influence.edit->id, influence.from);
   return key;
 }
 
 Lineages::Lineages(std::shared_ptr<const Graph> graph) : graph_(std::move(graph)) { root_ = &intern({}); }
 
 Lineage& Lineages::intern(std::vector<Influence> influences) {
-  LineageKey key;
-  key.reserve(influences.size());
-  for (const Influence& influence : influences) key.emplace_back(influence.edit->id, influence.from);
-  std::unique_ptr<Lineage>& lineage = lineages_[key];
+  std::unique_ptr<Lineage>& lineage = lineages_[key_of(influences)];
   if (!lineage) {
     lineage = std::make_unique<Lineage>(std::move(influences));
     for (const Influence& influence : lineage->influences()) influence.edit->lineages.push_back(lineage.get());
@@ -86,11 +83,11 @@ const std::vector<Span>& Lineages::spans(Lineage& lineage, NodeId node) {
   std::sort(begins.begin(), begins.end());
   begins.erase(std::unique(begins.begin(), begins.end()), begins.end());
   std::vector<Span> spans;
-  for (int64_t begin : begins) {
+  for (size_t i = 0; i < begins.size(); ++i) {
     std::vector<Influence> active;
     for (const auto& [from, influence] : effects)
-      if (from <= begin) active.push_back(influence);
-    spans.push_back({begin, &intern(std::move(active))});
+      if (from <= begins[i]) active.push_back(influence);
+    spans.push_back({begins[i], i + 1 < begins.size() ? begins[i + 1] : INT64_MAX, &intern(std::move(active))});
   }
   return lineage.spans_.emplace(node, std::move(spans)).first->second;
 }
@@ -111,8 +108,7 @@ void Lineages::forget(Edit& edit) {
     lineages_.erase(key);
   }
   if (edit.hook)
-    for (const auto& [hash, call] : edit.hook->calls)
-      if (call.result.overlay) forget(*call.result.overlay);
+    for (const std::shared_ptr<Edit>& overlay : edit.hook->made) forget(*overlay);
 }
 
 }  // namespace glassformer

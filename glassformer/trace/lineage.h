@@ -21,9 +21,11 @@ struct Influence {
   bool operator==(const Influence&) const = default;
 };
 
-/// The cells from row `begin` up to the next span belong to `lineage`.
+LineageKey key_of(const std::vector<Influence>& influences);
+
+/// The cells of rows [begin, end) belong to `lineage`.
 struct Span {
-  int64_t begin = 0;
+  int64_t begin = 0, end = INT64_MAX;
   Lineage* lineage = nullptr;
 };
 
@@ -33,7 +35,7 @@ class Lineage {
 
   const std::vector<Influence>& influences() const { return influences_; }
   /// What tells it from the other lineages of its family, also of those that have ended.
-  LineageKey key() const;
+  LineageKey key() const { return key_of(influences_); }
   /// The last overlay on `node` itself, or null.
   const Influence* overlay_on(NodeId node) const;
   bool edits_any(const std::vector<NodeId>& nodes) const;

@@ -16,12 +16,9 @@ namespace glassformer {
 
 RowSet valid_rows(const Request& request) {
   const Node& node = request.family->graph().node(request.node);
-  const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
   RowSet valid;
-  for (size_t i = 0; i < spans.size(); ++i) {
-    const int64_t end = i + 1 < spans.size() ? spans[i + 1].begin : INT64_MAX;
-    valid = valid.united(spans[i].lineage->cell(node).valid().within(spans[i].begin, end));
-  }
+  for (const Span& span : request.family->lineages.spans(*request.lineage, request.node))
+    valid = valid.united(span.lineage->cell(node).valid().within(span.begin, span.end));
   return valid;
 }
 
@@ -244,6 +241,7 @@ void TraceState::settle_hook(Entry& entry) {
       after = edit->hook->function(given, HookCall(node, segment.number, segment.begin, segment.end, this));
     }
     const HookResult result = hook_result(*this, node, segment, before, after.defined() ? after : given);
+    if (result.overlay) edit->hook->made.push_back(result.overlay);
     edit->hook->calls.emplace(hash, HookMemory{before, result});
     edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = result;
     add_result(entry, result);
@@ -276,14 +274,6 @@ void resolve(std::span<TraceState* const> traces, NodeId node) {
       }
   }
   for (TraceState* trace : traces) trace->family->trim();
-}
-
-std::vector<NodeId> hooked_nodes(std::span<TraceState* const> traces, NodeId until) {
-  std::set<NodeId> nodes;
-  for (const TraceState* trace : traces)
-    for (const Entry& entry : trace->entries)
-      if (entry.edit->kind == Edit::Kind::kHook && entry.edit->node <= until) nodes.insert(entry.edit->node);
-  return {nodes.begin(), nodes.end()};
 }
 
 // --- Reading ---------------------------------------------------------------------------------------------------------
@@ -358,6 +348,15 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
     for (size_t i = 0; i < part.size(); ++i) values.push_back(part[i]->collected(node, rows[i]));
   }
   return values;
+}
+
+void run_states(std::span<TraceState* const> traces, NodeId until) {
+  std::set<NodeId> hooked;
+  for (const TraceState* trace : traces)
+    for (const Entry& entry : trace->entries)
+      if (entry.edit->kind == Edit::Kind::kHook && entry.edit->node <= until) hooked.insert(entry.edit->node);
+  for (NodeId node : hooked) resolve(traces, node);
+  read_states(traces, until, std::nullopt);
 }
 
 at::Tensor HookCall::read(std::string_view name) const {

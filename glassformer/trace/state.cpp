@@ -127,7 +127,6 @@ void TraceState::append(const at::Tensor& given) {
   segments.push_back(length);
   length += tokens.size(1);
   stem->length = length;
-  family->appended = true;
   for (Entry& entry : entries)
     if (entry.edit->kind == Edit::Kind::kHook) entry.from.reset();  // The new segment is still to be called.
   update_length_class();
@@ -229,6 +228,15 @@ void TraceState::add(std::shared_ptr<Edit> edit) {
   if (!edit->is_put()) from = edit->first_row;
   entries.insert(place_of(entries, node), {std::move(edit), from, {}});
   forget_effects(node);
+}
+
+void TraceState::add_hook(NodeId node, Hook hook) {
+  require_editable();
+  auto edit = std::make_shared<Edit>();
+  edit->kind = Edit::Kind::kHook;
+  edit->node = node;
+  edit->hook = std::move(hook);
+  add(std::move(edit));
 }
 
 void TraceState::forget_effects(NodeId node) {

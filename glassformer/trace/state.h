@@ -51,6 +51,7 @@ struct TraceState {
   /// `OrderError` while a hook runs.
   void require_editable() const;
   void add(std::shared_ptr<Edit> edit);
+  void add_hook(NodeId node, Hook hook);
   void drop(NodeId node);
   /// What edits after `node` change must be found out again.
   void forget_effects(NodeId node);
@@ -99,11 +100,10 @@ class RunningHook {
 /// Finds out what the edits of these traces change at `node`: compares overlays, calls hooks.
 void resolve(std::span<TraceState* const> traces, NodeId node);
 
-/// The nodes up to `until` that have hooks, in computing order.
-std::vector<NodeId> hooked_nodes(std::span<TraceState* const> traces, NodeId until);
-
 /// See `read_all` in trace.h.
 std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
                                     const ReadAllOptions& options = {});
+/// Calls every hook on nodes up to `until`, in computing order, and computes `until`.
+void run_states(std::span<TraceState* const> traces, NodeId until);
 
 }  // namespace glassformer

@@ -72,20 +72,12 @@ void Trace::edit(std::string_view name, const std::function<at::Tensor(const at:
 }
 
 void Trace::hook(std::string_view name, HookFunction function, const HookOptions& options) {
-  state_->require_editable();
-  auto edit = std::make_shared<Edit>();
-  edit->kind = Edit::Kind::kHook;
-  edit->node = model().graph().find(name);
-  edit->hook = Hook{std::move(function), options, nullptr};
-  state_->add(std::move(edit));
+  state_->add_hook(model().graph().find(name), {std::move(function), options, nullptr});
 }
 
 void Trace::run(std::string_view until) {
-  const NodeId last = model().graph().find(until);
   TraceState* state = state_.get();
-  const std::span<TraceState* const> only(&state, 1);
-  for (NodeId node : hooked_nodes(only, last)) resolve(only, node);
-  read(until);
+  run_states(std::span<TraceState* const>(&state, 1), model().graph().find(until));
 }
 
 void Trace::unset(std::string_view name) {

@@ -43,6 +43,12 @@ std::vector<Trace*> pointers(const py::iterable& traces) {
   return list;
 }
 
+template <typename Traces>
+void put_hook(Traces& traces, const std::string& node, const py::object& function,
+              const std::vector<int64_t>& segments) {
+  traces.hook(node, python_hook(function), {segments});
+}
+
 }  // namespace
 
 void bind_trace(py::module_& module) {
@@ -81,12 +87,7 @@ void bind_trace(py::module_& module) {
             });
           },
           py::arg("node"), py::arg("change"))
-      .def(
-          "hook",
-          [](Trace& trace, const std::string& node, const py::object& function, const std::vector<int64_t>& segments) {
-            trace.hook(node, python_hook(function), {segments});
-          },
-          py::arg("node"), py::arg("function"), py::arg("segments"))
+      .def("hook", &put_hook<Trace>, py::arg("node"), py::arg("function"), py::arg("segments"))
       .def("run", &Trace::run, py::arg("until"), Release())
       .def_property_readonly("n_segments", &Trace::n_segments)
       .def("unset", &Trace::unset, py::arg("node"))
@@ -134,12 +135,7 @@ void bind_trace(py::module_& module) {
             batch.set(node, value, region_of(index, node_shape(batch.model(), node, batch.size(), batch.length())));
           },
           py::arg("node"), py::arg("value"), py::arg("region") = py::none())
-      .def(
-          "hook",
-          [](Batch& batch, const std::string& node, const py::object& function, const std::vector<int64_t>& segments) {
-            batch.hook(node, python_hook(function), {segments});
-          },
-          py::arg("node"), py::arg("function"), py::arg("segments"))
+      .def("hook", &put_hook<Batch>, py::arg("node"), py::arg("function"), py::arg("segments"))
       .def("run", &Batch::run, py::arg("until"), Release())
       .def("unset", &Batch::unset, py::arg("node"))
       .def("fork", &Batch::fork);
