@@ -89,7 +89,7 @@ std::string Graph::resolve(std::string_view name) const {
   };
   if (std::string found = with_hook(std::string(name)); !found.empty()) return found;
   const std::optional<ShortName> parsed = parse_short(name);
-  if (!parsed) return with_hook("ln_final." + std::string(name));  // "scale" and "normalized" without a layer.
+  if (!parsed) return name == "scale" || name == "normalized" ? with_hook("ln_final." + std::string(name)) : "";
   const int64_t layer = parsed->layer < 0 ? parsed->layer + n_layers_ : parsed->layer;
   const std::string block = "blocks." + std::to_string(layer) + ".";
   for (const char* part : {"", "attn.", "mlp."})

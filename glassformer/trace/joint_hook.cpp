@@ -18,13 +18,14 @@ struct Member {
 // The same segment of every trace; empty where none is left.
 std::vector<Member> next_segments(const std::vector<std::pair<TraceState*, Entry*>>& traces) {
   std::vector<Member> members;
-  for (const auto& [trace, entry] : traces) {
-    const std::vector<HookSegment> segments = hook_segments(*trace, *entry);
-    if (segments.empty()) return {};
-    members.push_back({trace, entry, segments.front()});
-    if (members.back().segment.number != members.front().segment.number)
-      throw OrderError("the traces of a batch have different numbers of segments: append to all of them");
-  }
+  for (const auto& [trace, entry] : traces)
+    if (const std::vector<HookSegment> segments = hook_segments(*trace, *entry); !segments.empty())
+      members.push_back({trace, entry, segments.front()});
+  const bool alike = std::all_of(members.begin(), members.end(), [&](const Member& member) {
+    return member.segment.number == members.front().segment.number;
+  });
+  if (!alike || (!members.empty() && members.size() != traces.size()))
+    throw OrderError("the traces of a batch have different numbers of segments: append to all of them");
   return members;
 }
 

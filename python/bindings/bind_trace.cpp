@@ -86,7 +86,7 @@ void bind_trace(py::module_& module) {
               return tensor_returned(change(value), value, node);
             });
           },
-          py::arg("node"), py::arg("change"))
+          py::arg("node"), py::arg("change"), Release())
       .def("hook", &put_hook<Trace>, py::arg("node"), py::arg("function"), py::arg("segments"))
       .def("run", &Trace::run, py::arg("until"), Release())
       .def_property_readonly("n_segments", &Trace::n_segments)

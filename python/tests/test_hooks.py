@@ -342,3 +342,18 @@ def test_bfloat16_hooks_get_and_give_the_models_dtype():
     trace.hook("resid_pre1", hook)
     assert trace["resid_pre1"].dtype == torch.bfloat16
     assert dtypes == [torch.bfloat16]
+
+
+def test_a_batch_whose_traces_were_appended_to_unequally_is_refused(tiny):
+    batch = tiny.model.trace([[1, 2, 3], [4, 5]])
+    batch.hook("resid_pre1", lambda value, call: value * 2)
+    batch.traces[1].append([6])
+    with pytest.raises(glassformer.OrderError, match="different numbers of segments"):
+        batch.logits  # noqa: B018
+
+
+def test_names_without_a_layer(tiny):
+    assert tiny.model.node_name("scale") == "ln_final.hook_scale"
+    assert tiny.model.node_name(("normalized",)) == "ln_final.hook_normalized"
+    with pytest.raises(glassformer.NameError):
+        tiny.model.node_name("out")

@@ -80,7 +80,15 @@ def test_what_was_computed_before_the_interrupt_stays(model, interrupt):
     assert work["blocks.0.mlp.hook_pre"] == 8 * 256  # Not computed again.
 
 
-def test_other_threads_go_on_while_the_engine_computes(model):
+COMPUTING = {
+    "read": lambda trace: trace.read("logits"),
+    "run": lambda trace: trace.run("logits"),
+    "edit": lambda trace: trace.edit("logits", lambda value: value),
+}
+
+
+@pytest.mark.parametrize("computing", COMPUTING)
+def test_other_threads_go_on_while_the_engine_computes(model, computing):
     counts, stop = [0], threading.Event()
 
     def count():
@@ -93,7 +101,7 @@ def test_other_threads_go_on_while_the_engine_computes(model):
     thread.start()
     begin = time.perf_counter()
     before = counts[0]
-    trace.read("logits")  # One call of the engine.
+    COMPUTING[computing](trace)  # One call of the engine.
     during, seconds = counts[0] - before, time.perf_counter() - begin
     stop.set()
     thread.join()
