@@ -1,6 +1,7 @@
 #include "glassformer/analysis/patching.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
@@ -90,11 +91,27 @@ std::vector<int64_t> chosen_layers(const PatchOptions& options, int64_t n_layers
   return layers;
 }
 
+void check_alike(const Trace& clean, const Trace& corrupted) {
+  if (&clean.model() != &corrupted.model()) throw InputError("patching: the two traces are of different models");
+  if (clean.length() != corrupted.length() || clean.batch() != corrupted.batch())
+    throw ShapeError(str("patching needs two prompts of equal length in tokens; found ", clean.length(), " and ",
+                         corrupted.length()));
+}
+
+at::Tensor scalar_of(const Metric& metric, const at::Tensor& logits) {
+  at::Tensor number = metric.value(logits);
+  if (!number.defined() || number.numel() != 1)
+    throw ShapeError(str("a metric is one number; found ", number.defined() ? shape_text(number.sizes()) : "nothing"));
+  return number;
+}
+
+double number_of(const Metric& metric, const at::Tensor& logits) { return scalar_of(metric, logits).item<double>(); }
+
 }  // namespace
 
 Metric logit_difference(int64_t answer, int64_t versus, int64_t position) {
   const auto value = [answer, versus](const at::Tensor& logits) {
-    return (logits.select(-1, answer) - logits.select(-1, versus)).mean().item<double>();
+    return (logits.select(-1, answer) - logits.select(-1, versus)).mean();
   };
   return {value, std::vector<int64_t>{position}};
 }
@@ -102,10 +119,7 @@ Metric logit_difference(int64_t answer, int64_t versus, int64_t position) {
 at::Tensor PatchResult::recovered() const { return (values - corrupted) / (clean - corrupted); }
 
 PatchResult activation_patching(Trace& clean, Trace& corrupted, const Metric& metric, const PatchOptions& options) {
-  if (&clean.model() != &corrupted.model()) throw InputError("patching: the two traces are of different models");
-  if (clean.length() != corrupted.length() || clean.batch() != corrupted.batch())
-    throw ShapeError(str("patching needs two prompts of equal length in tokens; found ", clean.length(), " and ",
-                         corrupted.length()));
+  check_alike(clean, corrupted);
   const std::vector<int64_t> layers = chosen_layers(options, clean.model().config().n_layers);
   std::vector<int64_t> shape;
   const std::vector<Place> list = places(clean.model().graph(), options, layers, clean.length(), shape);
@@ -113,8 +127,9 @@ PatchResult activation_patching(Trace& clean, Trace& corrupted, const Metric& me
   result.axes = {"layer"};
   if (options.by_position) result.axes.push_back("pos");
   if (options.by_head) result.axes.push_back("head");
-  result.clean = metric.value(clean.read("logits", metric.positions));
-  result.corrupted = metric.value(corrupted.read("logits", metric.positions));
+  const at::NoGradGuard no_grad;
+  result.clean = number_of(metric, clean.read("logits", metric.positions));
+  result.corrupted = number_of(metric, corrupted.read("logits", metric.positions));
   std::vector<double> values;
   constexpr size_t kForksAtOnce = 512;
   for (size_t begin = 0; begin < list.size(); begin += kForksAtOnce) {
@@ -126,11 +141,38 @@ PatchResult activation_patching(Trace& clean, Trace& corrupted, const Metric& me
     std::vector<Trace*> pointers;
     for (Trace& fork : forks) pointers.push_back(&fork);
     for (const at::Tensor& logits : read_all(pointers, "logits", metric.positions))
-      values.push_back(metric.value(logits));
+      values.push_back(number_of(metric, logits));
     if (options.progress) options.progress(static_cast<int64_t>(values.size()), static_cast<int64_t>(list.size()));
   }
   result.values = at::tensor(values, at::TensorOptions(at::kDouble)).reshape(shape);
   return result;
+}
+
+std::vector<NodeAttribution> attribution_patching(Trace& clean, Trace& corrupted, const Metric& metric,
+                                                  const std::vector<std::string>& nodes) {
+  check_alike(clean, corrupted);
+  const Graph& graph = clean.model().graph();
+  std::vector<std::string> names;
+  for (const std::string& name : nodes) names.push_back(graph.node(graph.find(name)).name);
+  if (nodes.empty())
+    for (const Node& node : graph.nodes())
+      if (!node.is_input) names.push_back(node.name);
+  Trace run = corrupted.fork();
+  std::vector<at::Tensor> gradients;
+  {
+    const at::AutoGradMode on(true);
+    run.require_grad();
+    gradients = run.grad(scalar_of(metric, run.read("logits", metric.positions)), names, nodes.empty());
+  }
+  const at::NoGradGuard no_grad;
+  std::vector<NodeAttribution> attributions;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (!gradients[i].defined()) continue;
+    const at::Tensor there = clean.read(names[i]), here = run.read(names[i]);
+    const at::Tensor difference = (there - here).masked_fill(there == here, 0);  // -inf in both is no difference.
+    attributions.push_back({names[i], (difference * gradients[i]).sum(-1)});
+  }
+  return attributions;
 }
 
 }  // namespace glassformer

@@ -6,9 +6,9 @@
 
 namespace glassformer {
 
-/// A number from a run's logits at the metric's positions: `batch pos d_vocab`.
+/// A number (a tensor of one) from a run's logits at the metric's positions: `batch pos d_vocab`.
 struct Metric {
-  std::function<double(const at::Tensor& logits)> value;
+  std::function<at::Tensor(const at::Tensor& logits)> value;
   Positions positions = std::vector<int64_t>{-1};
 };
 
@@ -37,5 +37,19 @@ struct PatchResult {
 /// value there. Both traces must have equal length and batch (`ShapeError`). Computed on forks: layers before the
 /// place, and positions before it, are never computed again.
 PatchResult activation_patching(Trace& clean, Trace& corrupted, const Metric& metric, const PatchOptions& options = {});
+
+/// What patching a node would change, estimated: the node's shape without its last axis.
+struct NodeAttribution {
+  std::string node;
+  at::Tensor values;
+};
+
+/// Attribution patching (Nanda, 2023; Syed et al., 2023): for each entry of a node the first-order estimate of how the
+/// metric of the corrupted run would change with the clean run's vector there: (clean - corrupted) times the metric's
+/// gradient in the corrupted run, summed over the last axis. One backward pass for all `nodes` (none given: all that
+/// the metric depends on, in computing order). Both traces must have equal length and batch (`ShapeError`);
+/// `InputError` where the metric does not depend on a node that was named, or is made without torch's operations.
+std::vector<NodeAttribution> attribution_patching(Trace& clean, Trace& corrupted, const Metric& metric,
+                                                  const std::vector<std::string>& nodes = {});
 
 }  // namespace glassformer

@@ -4,6 +4,7 @@
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <set>
 
@@ -18,6 +19,7 @@ struct Weights::Slot {
   std::function<at::Tensor()> load;  // Set once before use, dropped after loading.
   WeightId same_as = -1;             // The weight that this one is another name of.
   std::once_flag once;
+  std::atomic<bool> loaded = false;
   at::Tensor value;
 };
 
@@ -185,8 +187,20 @@ const at::Tensor& Weights::get(WeightId id) const {
   std::call_once(slot.once, [&slot] {
     slot.value = slot.load();
     slot.load = nullptr;
+    slot.loaded = true;
   });
   return slot.value;
+}
+
+bool Weights::requires_grad(WeightId id) const {
+  const Slot& slot = *slots_[static_cast<size_t>(id)];
+  if (slot.same_as >= 0) return requires_grad(slot.same_as);
+  return slot.loaded && slot.value.requires_grad();
+}
+
+bool Weights::any_requires_grad() const {
+  return std::any_of(slots_.begin(), slots_.end(),
+                     [](const auto& slot) { return slot->loaded && slot->value.requires_grad(); });
 }
 
 WeightId Weights::find(const std::string& name) const {

@@ -33,6 +33,9 @@ class Weights {
   /// number of threads may ask.
   const at::Tensor& get(WeightId id) const;
   const at::Tensor& get(const std::string& name) const { return get(find(name)); }
+  /// Whether gradients are asked for it: it is loaded, and a user said so.
+  bool requires_grad(WeightId id) const;
+  bool any_requires_grad() const;
   /// `NameError` with the nearest names.
   WeightId find(const std::string& name) const;
   bool has(const std::string& name) const;

@@ -86,7 +86,7 @@ void Batch::hook(std::string_view name, const HookFunction& function, const Hook
   const NodeId node = model().graph().find(name);
   const auto joint = std::make_shared<JointHook>();
   joint->size = traces_.size();
-  for (const Trace& trace : traces_) trace.state_->require_editable();  // All of them or none.
+  for (Trace& trace : traces_) trace.state_->begin_editing();  // All of them or none.
   for (Trace& trace : traces_) trace.state_->add_hook(node, {function, options, joint});
 }
 

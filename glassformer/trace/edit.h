@@ -47,10 +47,11 @@ struct Hook {
 
 struct Edit {
   enum class Kind {
-    kOverlay,  // Numbers in a region of a node.
-    kHook,     // A function; what it changes are overlays of their own.
-    kTokens,   // Other tokens from a position on than the trace it was forked from.
-    kLength,   // Rotary angles of a longer sequence.
+    kOverlay,   // Numbers in a region of a node.
+    kHook,      // A function; what it changes are overlays of their own.
+    kGradient,  // A function of the node's gradient; changes no value.
+    kTokens,    // Other tokens from a position on than the trace it was forked from.
+    kLength,    // Rotary angles of a longer sequence.
   };
   uint64_t id = 0;  // In the order of making.
   Kind kind = Kind::kOverlay;
@@ -59,13 +60,16 @@ struct Edit {
   std::optional<Overlay> overlay;
   at::Tensor made_from;  // Of a derived overlay: the value that it was made from.
   RowSet made_from_rows;
-  LineageKey made_under;  // And what that depended on.
+  LineageKey made_under;             // And what that depended on.
+  std::vector<uint64_t> made_after;  // The edits that could reach it then.
   std::optional<Hook> hook;
+  GradientFunction gradient;
   int64_t length_class = 0;        // kLength
   std::vector<Lineage*> lineages;  // Those that hold it: they end with it.
   std::weak_ptr<void> users;       // Of what a hook made: see `HookResult::use`.
 
-  bool is_put() const { return kind == Kind::kOverlay || kind == Kind::kHook; }
+  bool changes_values() const { return kind == Kind::kOverlay || kind == Kind::kHook; }
+  bool is_put() const { return changes_values() || kind == Kind::kGradient; }
 };
 
 }  // namespace glassformer

@@ -40,6 +40,10 @@ class HookCall {
 /// shape, or one that broadcasts to it), or an undefined tensor: then the copy stands there, changed in place or not.
 using HookFunction = std::function<at::Tensor(const at::Tensor& value, const HookCall& call)>;
 
+/// Gets a copy of the gradient of a node's whole value and returns what is to flow on in its place (the same shape), or
+/// an undefined tensor: then the copy does, changed in place or not.
+using GradientFunction = std::function<at::Tensor(const at::Tensor& gradient, const HookCall& call)>;
+
 struct HookOptions {
   std::vector<int64_t> segments = {};  // Called on these only; empty: on all, also on those appended later.
   int64_t first_segment = 0;           // Not called on segments before this one.

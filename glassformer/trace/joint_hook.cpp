@@ -9,23 +9,18 @@
 namespace glassformer {
 namespace {
 
-struct Member {
-  TraceState* trace;
-  Entry* entry;
-  HookSegment segment;
-};
+using Member = JointMember;
 
 // The same segment of every trace; empty where none is left.
-std::vector<Member> next_segments(const std::vector<std::pair<TraceState*, Entry*>>& traces) {
+std::vector<Member> next_segments(const std::vector<Member>& batch) {
   std::vector<Member> members;
-  for (const auto& [trace, entry] : traces)
-    if (const std::vector<HookSegment> segments = hook_segments(*trace, *entry); !segments.empty())
-      members.push_back({trace, entry, segments.front()});
+  for (const Member& member : batch)
+    if (const std::vector<HookSegment> segments = hook_segments(*member.trace, *member.entry); !segments.empty())
+      members.push_back({member.trace, member.entry, segments.front()});
   const bool alike = std::all_of(members.begin(), members.end(), [&](const Member& member) {
     return member.segment.number == members.front().segment.number;
   });
-  if (!alike || (!members.empty() && members.size() != traces.size()))
-    throw OrderError("the traces of a batch have different numbers of segments: append to all of them");
+  if (!alike || (!members.empty() && members.size() != batch.size())) refuse_unequal_segments();
   return members;
 }
 
@@ -49,24 +44,10 @@ at::Tensor own_part(const at::Tensor& padded, size_t member, const at::Tensor& i
 
 std::vector<HookResult> call(const std::vector<Member>& members, const std::vector<at::Tensor>& inputs,
                              const Hook& hook, const Node& node) {
-  int64_t begin = 0, end = 0;
-  std::vector<std::unique_ptr<RunningHook>> running;
-  for (const Member& member : members) {
-    begin = std::max(begin, member.segment.begin);
-    end = std::max(end, member.segment.end);
-    running.push_back(std::make_unique<RunningHook>(*member.trace, node.id));
-  }
-  const at::Tensor given = pad_left(inputs, node, node.absent).values;
-  at::Tensor after = hook.function(given, HookCall(node, members.front().segment.number, begin, end, nullptr));
-  if (!after.defined()) after = given;
-  if (!at::is_expandable_to(after.sizes(), given.sizes()))
-    throw ShapeError(str(node.name, ": expected a value of shape ", shape_text(given.sizes()),
-                         " or one that broadcasts to it; found ", shape_text(after.sizes())));
-  after = after.expand_as(given);
+  const std::vector<at::Tensor> made = call_padded(members, inputs, hook, node);
   std::vector<HookResult> results;
   for (size_t i = 0; i < members.size(); ++i)
-    results.push_back(
-        hook_result(*members[i].trace, node, members[i].segment, inputs[i], own_part(after, i, inputs[i], node)));
+    results.push_back(hook_result(*members[i].trace, node, members[i].segment, inputs[i], made[i]));
   return results;
 }
 
@@ -97,6 +78,37 @@ std::vector<HookResult> results_of(const std::vector<Member>& members, JointHook
 
 }  // namespace
 
+std::vector<at::Tensor> call_padded(const std::vector<JointMember>& members, const std::vector<at::Tensor>& inputs,
+                                    const Hook& hook, const Node& node) {
+  int64_t begin = 0, end = 0;
+  std::vector<std::unique_ptr<RunningHook>> running;
+  for (const Member& member : members) {
+    begin = std::max(begin, member.segment.begin);
+    end = std::max(end, member.segment.end);
+    running.push_back(std::make_unique<RunningHook>(*member.trace, node.id));
+  }
+  const at::Tensor given = pad_left(inputs, node, node.absent).values;
+  at::Tensor after = hook.function(given, HookCall(node, members.front().segment.number, begin, end, nullptr));
+  if (!after.defined()) after = given;
+  if (!at::is_expandable_to(after.sizes(), given.sizes()))
+    throw ShapeError(str(node.name, ": expected a value of shape ", shape_text(given.sizes()),
+                         " or one that broadcasts to it; found ", shape_text(after.sizes())));
+  after = after.expand_as(given);
+  std::vector<at::Tensor> made;
+  for (size_t i = 0; i < members.size(); ++i) made.push_back(own_part(after, i, inputs[i], node));
+  return made;
+}
+
+void require_whole_batch(const std::vector<JointMember>& members, const Hook& hook, const Node& node) {
+  if (members.size() != hook.joint->size)
+    throw UnavailableError(str("the hook on ", node.name, " was put onto a batch of ", hook.joint->size,
+                               " prompts: read the batch, or put hooks onto its traces one by one"));
+}
+
+void refuse_unequal_segments() {
+  throw OrderError("the traces of a batch have different numbers of segments: append to all of them");
+}
+
 void settle_joint_hook(std::span<TraceState* const> traces, NodeId node) {
   const Edit* first = nullptr;
   for (TraceState* trace : traces)
@@ -106,7 +118,7 @@ void settle_joint_hook(std::span<TraceState* const> traces, NodeId node) {
   const std::shared_ptr<JointHook> joint = first->hook->joint;
   const NodeId hooked = first->node;
   const Hook hook{first->hook->function, first->hook->options, joint};
-  std::vector<std::pair<TraceState*, Entry*>> all;
+  std::vector<Member> batch;
   for (TraceState* trace : traces)
     for (Entry& entry : trace->entries) {
       if (!entry.edit->hook || entry.edit->hook->joint != joint) continue;
@@ -114,17 +126,15 @@ void settle_joint_hook(std::span<TraceState* const> traces, NodeId node) {
       if (entry.from) trace->forget_effects(hooked);
       entry.from.reset();
       trace->clear_results(entry);
-      all.emplace_back(trace, &entry);
+      batch.push_back({trace, &entry, {}});
     }
-  if (all.size() != joint->size)
-    throw UnavailableError(str("the hook on ", traces.front()->graph().node(hooked).name, " was put onto a batch of ",
-                               joint->size, " prompts: read the batch, or put hooks onto its traces one by one"));
   const Node& at = traces.front()->graph().node(hooked);
-  for (std::vector<Member> members = next_segments(all); !members.empty(); members = next_segments(all)) {
+  require_whole_batch(batch, hook, at);
+  for (std::vector<Member> members = next_segments(batch); !members.empty(); members = next_segments(batch)) {
     const std::vector<HookResult> results = results_of(members, *joint, hook, at);
     for (size_t i = 0; i < members.size(); ++i) TraceState::add_result(*members[i].entry, results[i]);
   }
-  for (const auto& [trace, entry] : all) entry->from = 0;
+  for (const Member& member : batch) member.entry->from = 0;
 }
 
 }  // namespace glassformer

@@ -15,7 +15,9 @@ struct HookSegment {
   Lineage* input = nullptr;  // What its value depends on.
 };
 
-/// The segments of `entry`'s hook that it has no result for.
+/// The segments that a hook with these options is called on.
+std::vector<HookSegment> segments_of(const TraceState& trace, const HookOptions& options);
+/// Those of `entry`'s hook that it has no result for, each with what its value depends on.
 std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry);
 Request input_of(const TraceState& trace, NodeId node, const HookSegment& segment);
 /// What a hook gets; in memory that nobody else holds.
@@ -35,6 +37,20 @@ struct JointHook {
   size_t size = 0;
   std::unordered_multimap<uint64_t, Call> calls = {};  // By a hash of the inputs.
 };
+
+/// One trace of a batch, at a hook of the whole batch.
+struct JointMember {
+  TraceState* trace;
+  Entry* entry;
+  HookSegment segment;
+};
+
+/// `UnavailableError` where some of the batch are missing.
+void require_whole_batch(const std::vector<JointMember>& members, const Hook& hook, const Node& node);
+[[noreturn]] void refuse_unequal_segments();
+/// Calls the hook once with the padded inputs; what it made of each of them, on their graph.
+std::vector<at::Tensor> call_padded(const std::vector<JointMember>& members, const std::vector<at::Tensor>& inputs,
+                                    const Hook& hook, const Node& node);
 
 /// Calls the first hook that all of `traces` wait for before `node`; `UnavailableError` where some of its batch are not
 /// among them.

@@ -114,7 +114,7 @@ Overlay::Overlay(const Node& node, at::IntArrayRef shape, const Region& region, 
     dropped = read_axes(node, region);
   }
   if (value.is_sparse() || !value.defined()) throw InputError(node.name + ": a value must be a dense tensor");
-  read_value(value.detach().to(at::TensorOptions(device).dtype(dtype), false, true), dropped, node.name);
+  read_value(value.to(at::TensorOptions(device).dtype(dtype), false, true), dropped, node.name);
   look_for_later_keys();
 }
 

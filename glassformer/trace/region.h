@@ -62,6 +62,8 @@ class Overlay {
   bool sees_later_keys() const { return sees_later_keys_; }
   /// Whether it knows of keys from position `length` on; for the same nodes.
   bool has_keys_beyond(int64_t length) const { return weighting_ && shape_[3] > length; }
+  /// Whether its values carry a graph.
+  bool requires_grad() const { return value_.requires_grad(); }
   /// How many keys it knows of; for the same nodes.
   int64_t n_keys() const { return shape_[3]; }
   const std::string& text() const { return text_; }  // "[:, :, 5]"

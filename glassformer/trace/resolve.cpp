@@ -2,6 +2,7 @@
 // first needs it.
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/hash_tensor.h>
 #include <ATen/ops/tensor.h>
 
@@ -81,8 +82,9 @@ Lineage& TraceState::lineage_of(NodeId node, const Entry* before) const {
   for (const Entry& entry : entries) {
     if (&entry == before) break;
     if (!entry.from || !family->lineages.concerns(*entry.edit, node)) continue;
+    if (entry.edit->kind == Edit::Kind::kGradient) continue;
     for (const HookResult& result : entry.results)
-      if (result.overlay) influences.push_back({result.overlay.get(), result.from});
+      if (result.overlay && result.from != kNothing) influences.push_back({result.overlay.get(), result.from});
     if (entry.edit->kind != Edit::Kind::kHook && *entry.from != kNothing)
       influences.push_back({entry.edit.get(), *entry.from});
   }
@@ -95,25 +97,30 @@ Entry* TraceState::next_unresolved(NodeId node) {
   return nullptr;
 }
 
-std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry) {
-  const Edit& edit = *entry.edit;
-  const std::vector<int64_t>& wanted = edit.hook->options.segments;
-  Lineage& input = trace.lineage_of(edit.node, &entry);
+std::vector<HookSegment> segments_of(const TraceState& trace, const HookOptions& options) {
+  const std::vector<int64_t>& wanted = options.segments;
   std::vector<HookSegment> found;
   for (size_t i = 0; i < trace.segments.size(); ++i) {
     const auto number = static_cast<int64_t>(i);
-    if (number < edit.hook->options.first_segment) continue;
+    if (number < options.first_segment) continue;
     if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
     const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
-    HookSegment segment{number, trace.segments[i], end, nullptr};
-    const bool done = std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
-      return result.begin == segment.begin && result.end == segment.end;
-    });
-    if (done) continue;
-    segment.input = &trace.family->lineages.before(input, edit.node, end);
-    found.push_back(segment);
+    found.push_back({number, trace.segments[i], end, nullptr});
   }
   return found;
+}
+
+std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry) {
+  const Edit& edit = *entry.edit;
+  std::vector<HookSegment> segments = segments_of(trace, edit.hook->options);
+  std::erase_if(segments, [&](const HookSegment& segment) {
+    return std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
+      return result.begin == segment.begin && result.end == segment.end;
+    });
+  });
+  Lineage& input = trace.lineage_of(edit.node, &entry);
+  for (HookSegment& segment : segments) segment.input = &trace.family->lineages.before(input, edit.node, segment.end);
+  return segments;
 }
 
 Request input_of(const TraceState& trace, NodeId node, const HookSegment& segment) {
@@ -138,12 +145,15 @@ HookResult hook_result(const TraceState& trace, const Node& node, const HookSegm
   const RowSet rows(segment.begin, segment.end);
   Region region;
   region.at_axis(static_cast<size_t>(node.row_axis), rows.rows());
-  HookResult result{segment.begin, segment.end, trace.make_overlay(node, after, region, segment.end), kNothing};
+  // What the hook made may carry a graph, which the overlay keeps; nothing else here is to be recorded.
+  std::shared_ptr<Edit> overlay = trace.make_overlay(node, after, region, segment.end);
+  const at::NoGradGuard no_grad;
+  HookResult result{segment.begin, segment.end, std::move(overlay), kNothing};
   const int64_t row = first_difference(result.overlay->overlay->applied(before, rows), before, rows, node.row_axis);
-  if (row < 0) {
-    result.overlay = nullptr;
+  if (row >= 0) result.from = row;
+  if (row < 0 && !result.overlay->overlay->requires_grad()) {
+    result.overlay = nullptr;  // Nothing depends on it.
   } else {
-    result.from = row;
     result.overlay->id = trace.family->next_edit++;
   }
   return result;
@@ -184,6 +194,19 @@ std::vector<Request> TraceState::needs(const Entry& entry) const {
   return requests;
 }
 
+void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor& present) {
+  const Edit& edit = *entry.edit;
+  if (trace.edits_before(edit.node, &entry) == edit.made_after) return;
+  const Node& node = trace.graph().node(edit.node);
+  at::Tensor source = present.detach().index_select(
+      node.row_axis, at::tensor(edit.made_from_rows.rows(), at::TensorOptions(at::kLong)).to(present.device()));
+  if (node.has_keys()) source = source.narrow(3, 0, edit.made_from.size(3));
+  if (is_same(source, edit.made_from)) return;
+  const at::NoGradGuard no_grad;  // With and without a graph a value can differ in rounding: look without.
+  TraceState* const self = &trace;
+  resolve(std::span<TraceState* const>(&self, 1), node.id);
+}
+
 void TraceState::settle(Entry& entry) {
   if (entry.edit->kind == Edit::Kind::kHook) {
     settle_hook(entry);
@@ -202,13 +225,25 @@ void TraceState::settle_overlay(Entry& entry) {
   entry.from = entry.settled;
 }
 
+std::vector<uint64_t> TraceState::edits_before(NodeId node, const Entry* before) const {
+  std::vector<uint64_t> ids;
+  for (const Entry& entry : entries) {
+    if (&entry == before) break;
+    if (entry.edit->kind != Edit::Kind::kGradient && family->lineages.concerns(*entry.edit, node))
+      ids.push_back(entry.edit->id);
+  }
+  return ids;
+}
+
 int64_t TraceState::effect_of(const Entry& entry, const Request& request) const {
+  const at::NoGradGuard no_grad;
   const Edit& edit = *entry.edit;
   const Node& node = graph().node(request.node);
   if (!is_comparable(edit, request)) return edit.first_row;
   at::Tensor present = gather(request, node.has_keys() ? edit.overlay->n_keys() : -1);
   if (edit.made_from.defined()) {
-    const bool same = compared_under(request, edit) == edit.made_under ||
+    const bool same = edits_before(edit.node, &entry) == edit.made_after ||
+                      compared_under(request, edit) == edit.made_under ||
                       first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
     if (!same) refuse_derived(*this, entry);
     present = edit.made_from;
@@ -298,7 +333,8 @@ at::Tensor TraceState::collected(NodeId id, const std::vector<int64_t>& rows) co
   const RowSet set = RowSet::of(rows);
   const at::Tensor value = gather(request(id, set), node.has_keys() ? length : -1);
   const std::vector<int64_t> sorted = set.rows();
-  if (sorted == rows) return value.clone(at::MemoryFormat::Contiguous);
+  const bool still_grows = node.attended || node.is_input;
+  if (sorted == rows) return still_grows ? value.clone(at::MemoryFormat::Contiguous) : lazy_clone(value);
   std::vector<int64_t> order;
   for (int64_t row : rows) order.push_back(std::lower_bound(sorted.begin(), sorted.end(), row) - sorted.begin());
   return value.index_select(node.row_axis, at::tensor(order, at::TensorOptions(at::kLong)).to(value.device()));
@@ -315,22 +351,36 @@ size_t traces_at_once(const ModelConfig& config, at::ScalarType dtype, int64_t r
   return static_cast<size_t>(std::max<int64_t>(1, kBytes / each));
 }
 
-}  // namespace
-
-std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
-                                    const ReadAllOptions& options) {
-  std::vector<at::Tensor> values;
-  if (traces.empty()) return values;
-  const Model& model = *traces.front()->family->model;
-  int64_t longest = 1;
+void check_reading(std::span<TraceState* const> traces, NodeId node) {
   for (const TraceState* trace : traces) {
-    if (trace->family->model.get() != &model) throw InputError("read_all: the traces are of different models");
+    const Model& model = *trace->family->model;
+    if (&model != traces.front()->family->model.get()) throw InputError("read_all: the traces are of different models");
     if (trace->in_hook >= 0 && node >= trace->in_hook)
       throw OrderError(str("a hook on ", model.graph().node(trace->in_hook).name,
                            " is running: only earlier nodes of its trace can be read; found ",
                            model.graph().node(node).name));
-    longest = std::max(longest, trace->family->batch * trace->length);
   }
+}
+
+bool has_graph(const TraceState& trace, NodeId node) {
+  const std::vector<bool> graph = nodes_with_graph(trace);
+  return !graph.empty() && graph[static_cast<size_t>(node)];
+}
+
+at::Tensor recorded(const TraceState& trace, NodeId node, const Positions& positions) {
+  const at::Tensor& value = trace.tape.values.at(node).given;
+  value.retain_grad();
+  if (!positions) return value;
+  return value.index_select(trace.graph().node(node).row_axis,
+                            at::tensor(trace.absolute(positions), at::TensorOptions(at::kLong)).to(value.device()));
+}
+
+std::vector<at::Tensor> read_plain(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
+                                   const ReadAllOptions& options) {
+  std::vector<at::Tensor> values;
+  const Model& model = *traces.front()->family->model;
+  int64_t longest = 1;
+  for (const TraceState* trace : traces) longest = std::max(longest, trace->family->batch * trace->length);
   const bool lean = traces.size() > 1 && !options.keep_values;
   const size_t chunk =
       traces_at_once(model.config(), model.weights().dtype(), longest, node >= model.graph().logits() - 1);
@@ -341,11 +391,50 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
     std::vector<std::vector<int64_t>> rows;
     for (const TraceState* trace : part) {
       rows.push_back(trace->absolute(positions));
-      if (rows.back().empty()) throw InputError("no positions to read");
       requests.push_back(trace->request(node, RowSet::of(rows.back())));
     }
     evaluate(requests, {.keep_requested = true, .lean = lean});
     for (size_t i = 0; i < part.size(); ++i) values.push_back(part[i]->collected(node, rows[i]));
+  }
+  return values;
+}
+
+// The traces for which `node` carries a graph, or the others.
+std::vector<TraceState*> those(std::span<TraceState* const> traces, NodeId node, bool with_graph) {
+  std::vector<TraceState*> found;
+  for (TraceState* trace : traces)
+    if (has_graph(*trace, node) == with_graph) found.push_back(trace);
+  return found;
+}
+
+// What a hook makes can turn out to carry a graph.
+void find_hooks_graphs(std::span<TraceState* const> traces, NodeId node) {
+  if (!at::GradMode::is_enabled()) return;
+  const std::vector<TraceState*> plain = those(traces, node, false);
+  const bool may_find = std::any_of(plain.begin(), plain.end(), [node](TraceState* trace) {
+    return trace->has_hooks() && trace->next_unresolved(node) != nullptr;
+  });
+  if (may_find) resolve(plain, node);
+}
+
+}  // namespace
+
+std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
+                                    const ReadAllOptions& options) {
+  if (traces.empty()) return {};
+  check_reading(traces, node);
+  if (positions && positions->empty()) throw InputError("no positions to read");
+  for (TraceState* trace : traces) trace->collect_live();
+  find_hooks_graphs(traces, node);
+  const std::vector<TraceState*> plain = those(traces, node, false), with_graph = those(traces, node, true);
+  if (with_graph.empty()) return read_plain(plain, node, positions, options);
+  record(with_graph, node);
+  std::vector<at::Tensor> plain_values, values;
+  if (!plain.empty()) plain_values = read_plain(plain, node, positions, options);
+  for (TraceState* trace : traces) {
+    const auto found = std::find(plain.begin(), plain.end(), trace);
+    values.push_back(found == plain.end() ? recorded(*trace, node, positions)
+                                          : plain_values[static_cast<size_t>(found - plain.begin())]);
   }
   return values;
 }
@@ -355,13 +444,19 @@ void run_states(std::span<TraceState* const> traces, NodeId until) {
   for (const TraceState* trace : traces)
     for (const Entry& entry : trace->entries)
       if (entry.edit->kind == Edit::Kind::kHook && entry.edit->node <= until) hooked.insert(entry.edit->node);
-  for (NodeId node : hooked) resolve(traces, node);
+  for (TraceState* trace : traces) trace->collect_live();
+  for (NodeId node : hooked) {
+    find_hooks_graphs(traces, node);
+    resolve(those(traces, node, false), node);
+    record(those(traces, node, true), node);
+  }
   read_states(traces, until, std::nullopt);
 }
 
 at::Tensor HookCall::read(std::string_view name) const {
   if (trace_ == nullptr)
-    throw UnavailableError(str("hook on ", node_.name, ": a hook of several prompts can't read other nodes"));
+    throw UnavailableError(
+        str("hook on ", node_.name, ": a hook of several prompts or of a gradient can't read other nodes"));
   std::vector<int64_t> rows;
   for (int64_t row = begin_; row < end_; ++row) rows.push_back(row);
   return read_states(std::span<TraceState* const>(&trace_, 1), trace_->graph().find(name), Positions(rows)).front();

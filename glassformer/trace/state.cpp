@@ -105,7 +105,7 @@ void TraceState::give(NodeId node, int64_t begin, const at::Tensor& value) {
 }
 
 void TraceState::append(const at::Tensor& given) {
-  require_editable();
+  begin_editing();
   const at::Tensor tokens = as_tokens(given);
   if (stem->length != length) {
     auto branch = std::make_shared<Edit>();
@@ -124,6 +124,8 @@ void TraceState::append(const at::Tensor& given) {
         gather({family.get(), &family->lineages.root(), graph().positions(), RowSet(length - 1, length)});
     give(graph().positions(), length, last + at::arange(1, tokens.size(1) + 1, tokens.options()));
   }
+  detach_live(-1, "tokens were appended");
+  tape.clear();
   segments.push_back(length);
   length += tokens.size(1);
   stem->length = length;
@@ -133,7 +135,7 @@ void TraceState::append(const at::Tensor& given) {
 }
 
 void TraceState::truncate(int64_t to_length) {
-  require_editable();
+  begin_editing();
   if (to_length < 1 || to_length > length)
     throw InputError(
         str("a trace of ", length, " positions can be cut to 1 to ", length, " of them; found ", to_length));
@@ -142,6 +144,8 @@ void TraceState::truncate(int64_t to_length) {
     throw InputError(str("the prompt came with ", family->mask_given ? "an attention_mask" : "positions", " for its ",
                          prompt, " tokens and can't be cut to ", to_length, ": make a new trace"));
   if (to_length == length) return;
+  detach_live(-1, "the trace was cut");
+  tape.clear();
   cut_edits(to_length);
   length = to_length;
   while (segments.back() >= length) segments.pop_back();
@@ -215,23 +219,45 @@ void TraceState::update_length_class() {
 
 // --- Edits -----------------------------------------------------------------------------------------------------------
 
-void TraceState::require_editable() const {
+void TraceState::begin_editing() {
+  collect_live();
   if (in_hook >= 0)
     throw OrderError(str("a hook on ", graph().node(in_hook).name,
                          " is running: its trace can't be edited from inside; return the new value instead"));
 }
 
-void TraceState::add(std::shared_ptr<Edit> edit) {
+void TraceState::insert(std::shared_ptr<Edit> edit, const at::Tensor& held) {
   edit->id = family->next_edit++;
   const NodeId node = edit->node;
   std::optional<int64_t> from;
-  if (!edit->is_put()) from = edit->first_row;
+  if (!edit->changes_values()) from = edit->first_row;
+  detach_live(node, str("an edit of ", graph().node(node).name), held);
   entries.insert(place_of(entries, node), {std::move(edit), from, {}});
   forget_effects(node);
 }
 
+size_t TraceState::n_edits(NodeId node) const {
+  return static_cast<size_t>(std::count_if(entries.begin(), entries.end(), [node](const Entry& entry) {
+    return entry.edit->node == node && entry.edit->is_put();
+  }));
+}
+
+bool TraceState::has_hooks() const {
+  return std::any_of(entries.begin(), entries.end(),
+                     [](const Entry& entry) { return entry.edit->kind == Edit::Kind::kHook; });
+}
+
+void TraceState::add_gradient_function(NodeId node, GradientFunction function) {
+  begin_editing();
+  auto edit = std::make_shared<Edit>();
+  edit->kind = Edit::Kind::kGradient;
+  edit->node = node;
+  edit->gradient = std::move(function);
+  add(std::move(edit));
+}
+
 void TraceState::add_hook(NodeId node, Hook hook) {
-  require_editable();
+  begin_editing();
   auto edit = std::make_shared<Edit>();
   edit->kind = Edit::Kind::kHook;
   edit->node = node;
@@ -240,8 +266,9 @@ void TraceState::add_hook(NodeId node, Hook hook) {
 }
 
 void TraceState::forget_effects(NodeId node) {
+  tape.forget_after(graph(), node);
   for (Entry& entry : entries)
-    if (entry.edit->is_put() && graph().reaches(node, entry.edit->node)) {
+    if (entry.edit->changes_values() && graph().reaches(node, entry.edit->node)) {
       entry.from.reset();
       clear_results(entry);
     }
@@ -268,7 +295,8 @@ void TraceState::drop(NodeId node) {
   std::vector<std::shared_ptr<Edit>> ended;
   for (const Entry& entry : entries)
     if (dropped(entry) && entry.edit.use_count() == 1) ended.push_back(entry.edit);
-  std::erase_if(entries, dropped);
+  if (std::erase_if(entries, dropped) > 0) detach_live(node, "edits of " + graph().node(node).name + " were dropped");
+  tape.strip(node);
   forget_effects(node);
   for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
 }

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "glassformer/trace/evaluator.h"
+#include "glassformer/trace/live.h"
+#include "glassformer/trace/tape.h"
 #include "glassformer/trace/trace.h"
 
 namespace glassformer {
@@ -34,6 +36,9 @@ struct TraceState {
   std::vector<int64_t> segments;  // Where the prompt and each append begin.
   std::vector<Entry> entries;     // In the order in which they count: by node, then as made.
   NodeId in_hook = -1;            // While a hook runs: its node.
+  bool tracked = false;           // Every value carries a graph while gradients are on.
+  Tape tape;
+  std::vector<LiveValue> live;
 
   ~TraceState();
   const Graph& graph() const { return family->graph(); }
@@ -48,10 +53,14 @@ struct TraceState {
   void update_length_class();
 
   // --- Edits (state.cpp)
-  /// `OrderError` while a hook runs.
-  void require_editable() const;
-  void add(std::shared_ptr<Edit> edit);
+  /// Collects what users changed; `OrderError` while a hook runs.
+  void begin_editing();
+  void add(std::shared_ptr<Edit> edit) { insert(std::move(edit), {}); }
+  /// Adds an edit that a user made in the value `held`.
+  void insert(std::shared_ptr<Edit> edit, const at::Tensor& held);
+  size_t n_edits(NodeId node) const;
   void add_hook(NodeId node, Hook hook);
+  void add_gradient_function(NodeId node, GradientFunction function);
   void drop(NodeId node);
   /// What edits after `node` change must be found out again.
   void forget_effects(NodeId node);
@@ -63,6 +72,9 @@ struct TraceState {
   // --- Which edits reach a node (resolve.cpp)
   /// Those edits that are known to change `node`, up to `before`.
   Lineage& lineage_of(NodeId node, const Entry* before = nullptr) const;
+  /// The ids of the edits before an entry that can change `node`.
+  std::vector<uint64_t> edits_before(NodeId node, const Entry* before = nullptr) const;
+  bool has_hooks() const;
   /// The first edit that may change `node` and whose effect is not known.
   Entry* next_unresolved(NodeId node);
   /// What must be computed to find out the effect of an edit.
@@ -72,6 +84,26 @@ struct TraceState {
   void settle_overlay(Entry& entry);
   int64_t effect_of(const Entry& entry, const Request& request) const;
   void settle_hook(Entry& entry);
+
+  // --- Values in users' hands (live.cpp)
+  /// The value of a node for a user who may change it.
+  at::Tensor hand_out(NodeId node, const Positions& positions);
+  /// Makes edits of what users changed in the values that they hold. `StaleEditError` for a value that was no longer
+  /// the node's.
+  void collect_live();
+  /// Changes of these nodes' values that users hold no longer count: `because` says why.
+  void detach_live(NodeId changed, const std::string& because, const at::Tensor& except = {});
+  /// The live value that is this very tensor, or null.
+  LiveValue* find_live(const at::Tensor& tensor);
+  /// An edit that puts `value` at these positions and belongs to `source`, the value that it was made from.
+  std::shared_ptr<Edit> make_derived(const Node& node, const at::Tensor& value, const std::vector<int64_t>& rows,
+                                     const at::Tensor& source);
+  /// After an assignment by index into a live value: `numbers` stand in that region of it. `value` is what was
+  /// assigned, if it was a tensor. False where `held` is no live value.
+  bool assigned(const at::Tensor& held, const Region& region, const at::Tensor& numbers, const at::Tensor& value);
+  /// Whether `value` is what stands in that region of the node anyway.
+  bool is_present(const at::Tensor& value, const Node& node, const Region& region);
+  void adopt(const LiveValue& value);
 
   // --- Reading (resolve.cpp)
   Request request(NodeId node, const RowSet& rows) const { return {family.get(), &lineage_of(node), node, rows}; }
@@ -83,6 +115,9 @@ struct TraceState {
 
 /// The rows of a request's node that are computed.
 RowSet valid_rows(const Request& request);
+
+/// `OrderError` where a derived edit was made from another value than `present` (the whole node without it).
+void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor& present);
 
 /// Marks a trace while one of its hooks runs.
 class RunningHook {

@@ -8,6 +8,7 @@
 namespace glassformer {
 
 std::vector<std::string> Trace::edited() const {
+  state_->collect_live();
   std::vector<std::string> names;
   for (const Entry& entry : state_->entries) {
     const std::string& name = model().graph().node(entry.edit->node).name;
@@ -33,13 +34,16 @@ std::string state_of(TraceState& trace, NodeId id) {
 }  // namespace
 
 std::string Trace::explain(std::string_view name) {
+  state_->collect_live();
   const Graph& graph = model().graph();
   const Node& node = graph.node(graph.find(name));
   std::string text = str(node.name, "  ", shape_words(node), " ", shape_text(state_->shape_of(node, length())), "\n  ",
                          state_of(*state_, node.id));
   for (const Entry& entry : state_->entries)
     if (entry.edit->node == node.id && entry.edit->is_put())
-      text += entry.edit->overlay ? str("\n  set ", entry.edit->overlay->text()) : "\n  hook";
+      text += entry.edit->overlay                         ? str("\n  set ", entry.edit->overlay->text())
+              : entry.edit->kind == Edit::Kind::kGradient ? "\n  hook on the gradient"
+                                                          : "\n  hook";
   if (node.is_input) return text + "\n  given";
   TraceState* state = state_.get();
   resolve(std::span<TraceState* const>(&state, 1), node.id);

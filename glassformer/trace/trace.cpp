@@ -39,8 +39,11 @@ int64_t Trace::n_segments() const { return static_cast<int64_t>(state_->segments
 at::Tensor Trace::tokens() { return read("hook_tokens"); }
 
 Trace Trace::fork() const {
+  state_->collect_live();
   auto other = std::make_unique<TraceState>(*state_);
   other->in_hook = -1;
+  other->live.clear();
+  other->tape.clear();
   return Trace(std::move(other));
 }
 
@@ -51,8 +54,9 @@ void Trace::truncate(int64_t to_length) { state_->truncate(to_length); }
 // --- Edits -----------------------------------------------------------------------------------------------------------
 
 void Trace::set(std::string_view name, const at::Tensor& value, const Region& region) {
-  state_->require_editable();
+  state_->begin_editing();
   const Node& node = model().graph().node(model().graph().find(name));
+  if (state_->is_present(value, node, region)) return;
   std::shared_ptr<Edit> edit = state_->make_overlay(node, value, region, length());
   const Overlay& overlay = *edit->overlay;
   if (overlay.rows().empty()) return;
@@ -61,18 +65,43 @@ void Trace::set(std::string_view name, const at::Tensor& value, const Region& re
 }
 
 void Trace::edit(std::string_view name, const std::function<at::Tensor(const at::Tensor& value)>& change) {
-  state_->require_editable();
+  state_->begin_editing();
   const Node& node = model().graph().node(model().graph().find(name));
   const at::Tensor present = read(name);
-  std::shared_ptr<Edit> edit = state_->make_overlay(node, change(present.clone()), {}, length());
-  edit->made_from = present;
-  edit->made_from_rows = RowSet(0, length());
-  edit->made_under = state_->family->lineages.before(state_->lineage_of(node.id), node.id, length()).key();
-  state_->add(std::move(edit));
+  const at::Tensor changed = change(present.clone());
+  std::vector<int64_t> rows = state_->absolute(std::nullopt);
+  state_->add(state_->make_derived(node, changed, rows, present.detach().clone()));
 }
 
 void Trace::hook(std::string_view name, HookFunction function, const HookOptions& options) {
   state_->add_hook(model().graph().find(name), {std::move(function), options, nullptr});
+}
+
+void Trace::hook_gradient(std::string_view name, GradientFunction function) {
+  state_->add_gradient_function(model().graph().find(name), std::move(function));
+}
+
+void Trace::require_grad(bool on) {
+  state_->collect_live();
+  if (state_->tracked != on) state_->tape.clear();
+  state_->tracked = on;
+}
+
+bool Trace::requires_grad() const { return state_->tracked; }
+
+at::Tensor Trace::hand_out(std::string_view name, const Positions& positions) {
+  return state_->hand_out(model().graph().find(name), positions);
+}
+
+void Trace::collect() { state_->collect_live(); }
+
+void Trace::let_go() {
+  state_->collect_live();
+  state_->live.clear();
+}
+
+bool Trace::assigned(const at::Tensor& held, const Region& region, const at::Tensor& numbers, const at::Tensor& value) {
+  return state_->assigned(held, region, numbers, value);
 }
 
 void Trace::run(std::string_view until) {
@@ -81,7 +110,7 @@ void Trace::run(std::string_view until) {
 }
 
 void Trace::unset(std::string_view name) {
-  state_->require_editable();
+  state_->begin_editing();
   state_->drop(model().graph().find(name));
 }
 

@@ -82,6 +82,20 @@ class Trace {
   /// append) and state of what it is given, with a copy of the node's whole value there; never again for the same
   /// input. What it returns stands in the node; `ShapeError` where it can't.
   void hook(std::string_view node, HookFunction function, const HookOptions& options = {});
+  /// Puts a function onto a node's gradient: in backward passes through what this trace hands out with a graph, it is
+  /// called with the gradient of the node's whole value, and what it returns flows on to what lies before the node. It
+  /// is an edit of this trace: `unset` drops it, and no other trace knows of it but later forks.
+  void hook_gradient(std::string_view node, GradientFunction function);
+  /// Whether what is read carries a graph (while torch's gradient mode is on) although nothing else asks for one. A
+  /// weight, a value that was set, or what a hook returns, if it requires grad, does so by itself for what depends on
+  /// it.
+  void require_grad(bool on = true);
+  bool requires_grad() const;
+  /// The gradients of `scalar` (one number on the graph of values that this trace handed out) with respect to nodes or
+  /// weights, each of its node's or weight's shape. The graph stays. `InputError` where the scalar has no graph or does
+  /// not depend on one of them in this trace (with `allow_unused` an undefined tensor).
+  std::vector<at::Tensor> grad(const at::Tensor& scalar, const std::vector<std::string>& names,
+                               bool allow_unused = false);
   /// Calls every hook on nodes up to `until`, needed or not, in computing order, and computes `until`.
   void run(std::string_view until = "logits");
   /// Drops every edit and hook of a node.
@@ -95,6 +109,16 @@ class Trace {
   void truncate(int64_t length);
   /// The same trace, read and edited at these positions only.
   Window at(std::vector<int64_t> positions);
+
+  /// For bindings: a value whose changes in place count as edits, collected by the trace's next operation;
+  /// `StaleEditError` from that one where the node had another value by then.
+  at::Tensor hand_out(std::string_view node, const Positions& positions = std::nullopt);
+  void collect();
+  /// Collects, and watches nothing any more.
+  void let_go();
+  /// For bindings, after an assignment by index into such a value: `numbers` stand in `region` of it. `value` is what
+  /// was assigned, if it was a tensor. False where `held` is not watched.
+  bool assigned(const at::Tensor& held, const Region& region, const at::Tensor& numbers, const at::Tensor& value);
 
   /// How a node comes about here: its shape, its step, and which rows of its inputs are computed, edited or stale.
   std::string explain(std::string_view node);

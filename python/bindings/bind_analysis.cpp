@@ -1,3 +1,5 @@
+#include <ATen/ops/scalar_tensor.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "glassformer/analysis/attribution.h"
@@ -20,9 +22,11 @@ Metric python_metric(const py::function& function, Positions positions) {
     const py::gil_scoped_acquire gil;
     delete dying;
   });
-  const auto value = [held](const at::Tensor& logits) {
+  const auto value = [held](const at::Tensor& logits) -> at::Tensor {
     const py::gil_scoped_acquire gil;
-    return py::float_((*held)(logits)).cast<double>();
+    const py::object made = (*held)(logits);
+    if (THPVariable_Check(made.ptr())) return made.cast<at::Tensor>();
+    return at::scalar_tensor(py::float_(made).cast<double>(), at::TensorOptions(at::kDouble));
   };
   return {value, std::move(positions)};
 }
@@ -86,6 +90,19 @@ void bind_analysis(py::module_& module) {
       },
       py::arg("clean"), py::arg("corrupted"), py::arg("metric"), py::arg("activation"), py::arg("by_position"),
       py::arg("by_head"), py::arg("layers"), py::arg("progress"));
+  module.def(
+      "attribution_patching",
+      [](Trace& clean, Trace& corrupted, const Metric& metric, const std::vector<std::string>& nodes) {
+        std::vector<NodeAttribution> attributions;
+        {
+          const py::gil_scoped_release release;
+          attributions = attribution_patching(clean, corrupted, metric, nodes);
+        }
+        py::dict by_name;
+        for (const NodeAttribution& one : attributions) by_name[py::str(one.node)] = one.values;
+        return by_name;
+      },
+      py::arg("clean"), py::arg("corrupted"), py::arg("metric"), py::arg("nodes"));
   py::class_<Explanation>(module, "Explanation")
       .def("to_json", &to_json)
       .def("to_html", &render_page)

@@ -89,6 +89,30 @@ void bind_trace(py::module_& module) {
           py::arg("node"), py::arg("change"), Release())
       .def("hook", &put_hook<Trace>, py::arg("node"), py::arg("function"), py::arg("segments"))
       .def("run", &Trace::run, py::arg("until"), Release())
+      .def(
+          "hook_gradient",
+          [](Trace& trace, const std::string& node, const py::object& function) {
+            trace.hook_gradient(node, python_hook(function));
+          },
+          py::arg("node"), py::arg("function"))
+      .def("require_grad", &Trace::require_grad, py::arg("on"))
+      .def_property_readonly("requires_grad", &Trace::requires_grad)
+      .def(
+          "grad",
+          [](Trace& trace, const at::Tensor& scalar, const std::vector<std::string>& names) {
+            return trace.grad(scalar, names);
+          },
+          py::arg("scalar"), py::arg("names"), Release())
+      .def("hand_out", &Trace::hand_out, py::arg("node"), py::arg("positions") = py::none(), Release())
+      .def("collect", &Trace::collect, Release())
+      .def("let_go", &Trace::let_go, Release())
+      .def(
+          "assigned",
+          [](Trace& trace, const at::Tensor& held, const py::object& index, const at::Tensor& numbers,
+             const std::optional<at::Tensor>& value) {
+            return trace.assigned(held, region_of(index, held.sizes().vec()), numbers, value.value_or(at::Tensor()));
+          },
+          py::arg("held"), py::arg("region"), py::arg("numbers"), py::arg("value"))
       .def_property_readonly("n_segments", &Trace::n_segments)
       .def("unset", &Trace::unset, py::arg("node"))
       .def("fork", &Trace::fork)

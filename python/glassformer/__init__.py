@@ -31,12 +31,14 @@ from glassformer._core import (
 from glassformer.analysis import (
     Explanation,
     activation_patching,
+    attribution_patching,
     direct_logit_attribution,
     explain,
     logit_difference,
     logit_lens,
 )
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook
+from glassformer.live_tensor import LiveTensor
 from glassformer.model import Model, Node, NodeList, Weights, load
 from glassformer.tokenizer import Tokenizer
 from glassformer.trace import Batch, Trace, Window, read_all
@@ -50,6 +52,7 @@ __all__ = [
     "GenerationRun",
     "HookCall",
     "InputError",
+    "LiveTensor",
     "Model",
     "ModelConfig",
     "NameError",
@@ -70,6 +73,7 @@ __all__ = [
     "Window",
     "__version__",
     "activation_patching",
+    "attribution_patching",
     "direct_logit_attribution",
     "explain",
     "load",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glassformer import _core
-from glassformer._arguments import Positions, positions_list
+from glassformer._arguments import NodeName, Positions, node_name, positions_list
 from glassformer.trace import Trace
 
 if TYPE_CHECKING:
@@ -74,6 +74,25 @@ def activation_patching(
     return _core.activation_patching(
         clean.core, corrupted.core, metric, activation, by_position, by_head, list(layers), progress
     )
+
+
+def attribution_patching(
+    clean: Trace,
+    corrupted: Trace,
+    metric: _core.Metric | Callable[[torch.Tensor], torch.Tensor],
+    nodes: Sequence[NodeName] = (),
+    positions: Positions | None = -1,
+) -> dict[str, torch.Tensor]:
+    """For every node the first-order estimate of what activation patching would change, from one backward pass
+    (attribution patching, Nanda 2023): (clean - corrupted) times the metric's gradient in the corrupted run, summed
+    over the node's last axis. By the nodes' full names, in computing order; `nodes` picks some.
+
+    `metric` is `logit_difference(…)` or a function of the logits at `positions` that torch can differentiate. Raises
+    `ShapeError` for prompts of different lengths, `InputError` for a named node that the metric does not depend on.
+    """
+    if not isinstance(metric, _core.Metric):
+        metric = _core.Metric(metric, positions_list(positions))
+    return _core.attribution_patching(clean.core, corrupted.core, metric, [node_name(name) for name in nodes])
 
 
 def logit_difference(model: Model, answer: int | str, versus: int | str, position: int = -1) -> _core.Metric:

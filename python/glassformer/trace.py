@@ -21,6 +21,8 @@ from glassformer._arguments import (
     token_rows,
 )
 
+from glassformer.live_tensor import make_live
+
 if TYPE_CHECKING:
     from glassformer.model import Model
 
@@ -31,8 +33,10 @@ Hook: TypeAlias = Callable[[torch.Tensor, _core.HookCall], torch.Tensor | None]
 class Trace:
     """A model on one prompt, or on several of equal length; made by `Model.trace`.
 
-    `trace[name]` reads a node and `trace[name] = value` replaces it; see `NodeName` for the ways to write a name. What
-    is read is the user's own copy: changing it changes no trace.
+    `trace[name]` gives a node's value, whose changes in place count (see `LiveTensor`), and `trace[name] = value`
+    replaces it; see `NodeName` for the ways to write a name. What `read` gives is the user's own copy: changing it
+    changes no trace. In a `with` block the trace is as ever; at its end it collects what was changed and then watches
+    no value any more.
     """
 
     def __init__(self, model: Model, core: _core.Trace):
@@ -73,7 +77,8 @@ class Trace:
         return self.core.read(node_name(name), positions_list(positions, self.length))
 
     def __getitem__(self, name: NodeName) -> torch.Tensor:
-        return self.read(name)
+        """The value of a node, as a `LiveTensor`: changing it in place edits the trace."""
+        return make_live(self.core.hand_out(node_name(name)), self.core)
 
     def set(self, name: NodeName, value: Values, region: Any = None) -> None:
         """Puts numbers into a node, whole or in a region; they stand whatever changes before it.
@@ -113,6 +118,54 @@ class Trace:
     def run(self, until: NodeName = "logits") -> None:
         """Calls every hook on nodes up to `until`, needed or not, in computing order, and computes `until`."""
         self.core.run(node_name(until))
+
+    def requires_grad_(self, requires_grad: bool = True) -> Trace:
+        """Whether what is read from now on carries a graph (while torch's gradient mode is on): then `loss.backward()`
+        and `torch.autograd.grad` work on it, and `x.grad` of any whole value that was read. Without this, values carry
+        one where a weight, a value that was set, or what a hook returns requires grad. Returns the trace.
+
+        With a graph, `read` too gives the very value that later nodes are computed from: changes of it in place count.
+        """
+        self.core.require_grad(requires_grad)
+        return self
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `requires_grad_` was called."""
+        return self.core.requires_grad
+
+    def grad(self, scalar: Any, names: NodeName | list[NodeName]) -> Any:
+        """The gradient of one number with respect to a node or weight, or a list of them, each in its own shape.
+
+        `scalar` is a function of a trace that returns the number (it is called with a fork that requires grad), or a
+        tensor with one number, made from values that this trace handed out with a graph. The graph stays, so `grad`
+        can be called again. Nodes that were passed over by a fused step have gradients too.
+
+        Raises `InputError` where the scalar has no graph, or does not depend on a node in this trace.
+        """
+        listed = list(names) if isinstance(names, list) else [names]
+        core = self.core
+        if callable(scalar):
+            with torch.enable_grad():
+                fork = self.fork().requires_grad_()
+                scalar, core = scalar(fork), fork.core
+        gradients = core.grad(tensor_of(scalar), [node_name(name) for name in listed])
+        return gradients if isinstance(names, list) else gradients[0]
+
+    def hook_gradient(self, name: NodeName, function: Hook) -> None:
+        """Puts `function(gradient, call)` onto a node's gradient.
+
+        In backward passes through what this trace hands out with a graph it is called with a copy of the gradient of
+        the node's whole value; what it returns (or, with None, its argument) flows on to what lies before the node. It
+        is an edit of this trace, which `unset` drops and forks made later have too.
+        """
+        self.core.hook_gradient(node_name(name), function)
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self.core.let_go()
 
     def unset(self, name: NodeName) -> None:
         """Drops every edit and hook of a node."""
@@ -194,7 +247,8 @@ class Window:
         return self.trace.read(name, self.positions)
 
     def __getitem__(self, name: NodeName) -> torch.Tensor:
-        return self.read(name)
+        """The same as a `LiveTensor`: changing it in place edits the trace. Not for repeated or unsorted positions."""
+        return make_live(self.trace.core.hand_out(node_name(name), self.positions), self.trace.core)
 
     def set(self, name: NodeName, value: Values) -> None:
         """Puts numbers into a node at the window's positions; `value` has their shape or broadcasts to it."""

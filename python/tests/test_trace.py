@@ -50,7 +50,7 @@ def test_what_is_read_is_the_users_own():
     trace = subject("gpt2").model.trace(random_tokens(1, 5))
     before = trace.logits
     for name in ("z1", "hook_embed", "resid_post2", "hook_tokens"):
-        trace[name].zero_()
+        trace.read(name).zero_()
     assert torch.equal(trace.logits, before) and trace.edited == []
 
 

@@ -1,0 +1,171 @@
+// Values in users' hands: handing them out, and making edits of what was changed in them.
+
+#include "glassformer/trace/live.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/impl/COW.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "glassformer/base/errors.h"
+#include "glassformer/trace/state.h"
+
+namespace glassformer {
+
+void LiveValue::settle() {
+  const at::NoGradGuard no_grad;
+  version = held._version();
+  baseline = lazy_clone(held.detach());
+}
+
+bool LiveValue::has_changed() {
+  // Torch counts its own writes, and a write of any kind ends the sharing of memory.
+  const bool shared = c10::impl::cow::is_cow_data_ptr(held.storage().data_ptr());
+  if (shared && version == held._version()) return false;
+  const at::Tensor now = held.detach();
+  if (now.sizes() != baseline.sizes() || now.scalar_type() != baseline.scalar_type()) return true;
+  if (now.numel() > 0 && first_difference(now, baseline, RowSet(0, now.size(0)), 0) >= 0) return true;
+  version = held._version();
+  return false;
+}
+
+bool LiveValue::is_released() const { return held.use_count() == 1 && held.storage().use_count() == 1; }
+
+namespace {
+
+bool is_sorted_once(const std::vector<int64_t>& rows) {
+  return std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
+}
+
+bool covers_all(const LiveValue& value, const TraceState& trace) {
+  return static_cast<int64_t>(value.rows.size()) == trace.length;
+}
+
+// What a user holds at the node's place, zeros around it.
+at::Tensor in_place(const at::Tensor& part, const LiveValue& value, const Node& node,
+                    const std::vector<int64_t>& shape) {
+  const at::Tensor rows = at::tensor(value.rows, at::TensorOptions(at::kLong)).to(part.device());
+  return at::zeros(shape, part.options()).index_copy(node.row_axis, rows, part);
+}
+
+// A region of the value that a user holds, as one of the node.
+Region in_node(const Region& region, const LiveValue& value, const Node& node, const std::vector<int64_t>& shape) {
+  const auto row_axis = static_cast<size_t>(node.row_axis);
+  if (region.mask().defined()) return Region::where(in_place(region.mask(), value, node, shape));
+  Region whole;
+  bool has_rows = false;
+  for (Region::AxisIndices axis : region.axes()) {
+    if (axis.axis == row_axis) {
+      has_rows = true;
+      for (int64_t& index : axis.indices)
+        index = value.rows[static_cast<size_t>(index < 0 ? index + static_cast<int64_t>(value.rows.size()) : index)];
+    }
+    whole.at_axis(axis.axis, axis.indices, axis.drop);
+  }
+  if (!has_rows && static_cast<int64_t>(value.rows.size()) != shape[row_axis]) whole.at_axis(row_axis, value.rows);
+  return whole;
+}
+
+}  // namespace
+
+at::Tensor TraceState::hand_out(NodeId node, const Positions& positions) {
+  TraceState* const self = this;
+  at::Tensor value = read_states(std::span<TraceState* const>(&self, 1), node, positions).front();
+  const std::vector<int64_t> rows = absolute(positions);
+  if (in_hook >= 0 || !is_sorted_once(rows) || find_live(value) != nullptr) return value;
+  live.push_back({node, rows, value});
+  live.back().settle();
+  return value;
+}
+
+LiveValue* TraceState::find_live(const at::Tensor& tensor) {
+  const auto found =
+      std::find_if(live.begin(), live.end(), [&](const LiveValue& value) { return value.held.is_same(tensor); });
+  return found == live.end() ? nullptr : &*found;
+}
+
+void TraceState::detach_live(NodeId changed, const std::string& because, const at::Tensor& except) {
+  for (LiveValue& value : live) {
+    const bool own = except.defined() && value.held.is_same(except);
+    const bool concerned = changed < 0 || value.node == changed || graph().reaches(changed, value.node);
+    if (concerned && !own && value.detached.empty()) value.detached = because;
+  }
+}
+
+void TraceState::collect_live() {
+  if (live.empty() || in_hook >= 0) return;
+  std::erase_if(live, [](LiveValue& value) { return value.is_released() && !value.has_changed(); });
+  std::stable_sort(live.begin(), live.end(), [](const LiveValue& a, const LiveValue& b) { return a.node < b.node; });
+  std::string refused;
+  std::vector<LiveValue*> changed;
+  for (LiveValue& value : live)
+    if (value.has_changed()) changed.push_back(&value);
+  for (LiveValue* value : changed) {
+    const Node& node = graph().node(value->node);
+    const at::Tensor before = value->baseline;
+    value->settle();
+    if (!value->detached.empty()) {
+      refused = str(node.name, ": a value that was read before ", value->detached,
+                    " was changed in place: read it again and change that (the change was dropped)");
+      continue;
+    }
+    insert(make_derived(node, value->held, value->rows, before), value->held);
+    adopt(*value);
+  }
+  std::erase_if(live, [](const LiveValue& value) { return value.is_released(); });
+  if (!refused.empty()) throw StaleEditError(refused);
+}
+
+// With a graph, what the user changed is on the way to everything that is computed from now on.
+void TraceState::adopt(const LiveValue& value) {
+  const auto taped = tape.values.find(value.node);
+  if (taped == tape.values.end() || !value.held.requires_grad() || !covers_all(value, *this)) return;
+  taped->second.given = value.held;
+  taped->second.used = lazy_clone(value.held);
+  taped->second.n_applied = n_edits(value.node);
+}
+
+std::shared_ptr<Edit> TraceState::make_derived(const Node& node, const at::Tensor& value,
+                                               const std::vector<int64_t>& rows, const at::Tensor& source) {
+  Region region;
+  if (static_cast<int64_t>(rows.size()) < length) region.at_axis(static_cast<size_t>(node.row_axis), rows);
+  std::shared_ptr<Edit> edit = make_overlay(node, value, region, length);
+  edit->made_from = source;
+  edit->made_from_rows = RowSet::of(rows);
+  if (next_unresolved(node.id) == nullptr)
+    edit->made_under = family->lineages.before(lineage_of(node.id), node.id, length).key();
+  edit->made_after = edits_before(node.id);
+  return edit;
+}
+
+bool TraceState::assigned(const at::Tensor& held, const Region& region, const at::Tensor& numbers,
+                          const at::Tensor& value) {
+  LiveValue* const own = find_live(held);
+  if (own == nullptr) return false;
+  if (!value.defined() || !value.is_alias_of(held)) {  // `x[i] += 1` writes back what is there already.
+    const Node& node = graph().node(own->node);
+    const std::vector<int64_t> shape = shape_of(node, length);
+    const at::Tensor given = region.mask().defined() ? in_place(numbers, *own, node, shape) : numbers;
+    std::shared_ptr<Edit> edit = make_overlay(node, given, in_node(region, *own, node, shape), length);
+    if (!edit->overlay->rows().empty()) insert(std::move(edit), held);
+  }
+  own->settle();
+  adopt(*own);
+  return true;
+}
+
+bool TraceState::is_present(const at::Tensor& value, const Node& node, const Region& region) {
+  const LiveValue* const own = find_live(value);
+  if (own == nullptr || own->node != node.id || !own->detached.empty() || region.mask().defined()) return false;
+  if (region.axes().empty()) return covers_all(*own, *this);
+  const Region::AxisIndices& axis = region.axes().front();
+  return region.axes().size() == 1 && axis.word.empty() && !axis.drop &&
+         axis.axis == static_cast<size_t>(node.row_axis) && axis.indices == own->rows;
+}
+
+}  // namespace glassformer

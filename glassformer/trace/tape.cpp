@@ -1,0 +1,353 @@
+#include "glassformer/trace/tape.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_lazy_clone.h>
+#include <c10/core/impl/COW.h>
+
+#include <algorithm>
+
+#include "glassformer/base/errors.h"
+#include "glassformer/trace/joint_hook.h"
+#include "glassformer/trace/state.h"
+
+namespace glassformer {
+
+void Tape::forget_after(const Graph& graph, NodeId node) {
+  std::erase_if(values, [&](const auto& entry) { return graph.reaches(node, entry.first); });
+}
+
+void Tape::strip(NodeId node) {
+  const auto found = values.find(node);
+  if (found == values.end()) return;
+  if (!found->second.computed.defined()) {
+    values.erase(found);
+    return;
+  }
+  Taped& taped = found->second;
+  taped.given = lazy_clone(taped.computed);
+  taped.used = lazy_clone(taped.given);
+  taped.n_applied = 0;
+}
+
+at::Tensor lazy_clone(const at::Tensor& tensor) {
+  const auto bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+  const bool most_of_it = tensor.is_non_overlapping_and_dense() && 2 * bytes >= tensor.storage().nbytes();
+  const c10::StorageImpl* const memory = tensor.storage().unsafeGetStorageImpl();
+  const bool can_share =
+      c10::impl::cow::is_cow_data_ptr(memory->data_ptr()) || c10::impl::cow::has_simple_data_ptr(*memory);
+  if (most_of_it && can_share) return at::_lazy_clone(tensor);
+  return tensor.clone(at::MemoryFormat::Contiguous);
+}
+
+namespace {
+
+std::vector<const Entry*> entries_on(const TraceState& trace, NodeId node) {
+  std::vector<const Entry*> found;
+  for (const Entry& entry : trace.entries)
+    if (entry.edit->node == node && entry.edit->is_put()) found.push_back(&entry);
+  return found;
+}
+
+bool is_root(const Entry& entry) {
+  if (entry.edit->overlay && entry.edit->overlay->requires_grad()) return true;
+  return std::any_of(entry.results.begin(), entry.results.end(), [](const HookResult& result) {
+    return result.overlay && result.overlay->overlay->requires_grad();
+  });
+}
+
+// A constant in the place of all that was computed.
+bool replaces_all(const TraceState& trace, const Entry& entry) {
+  const std::optional<Overlay>& overlay = entry.edit->overlay;
+  return overlay && overlay->whole_rows() && !entry.edit->made_from.defined() &&
+         overlay->rows() == RowSet(0, trace.length);
+}
+
+bool needs_step(const TraceState& trace, NodeId node) {
+  const std::vector<const Entry*> entries = entries_on(trace, node);
+  return entries.empty() || !replaces_all(trace, *entries.front());
+}
+
+bool is_complete(const TraceState& trace, NodeId node) {
+  const auto found = trace.tape.values.find(node);
+  return found != trace.tape.values.end() && found->second.n_applied == entries_on(trace, node).size();
+}
+
+}  // namespace
+
+std::vector<bool> nodes_with_graph(const TraceState& trace) {
+  if (!at::GradMode::is_enabled()) return {};
+  const Weights& weights = trace.family->model->weights();
+  const bool from_weights = weights.any_requires_grad();
+  const bool from_edits = std::any_of(trace.entries.begin(), trace.entries.end(), is_root);
+  if (!trace.tracked && !from_weights && !from_edits) return {};
+  std::vector<bool> found(trace.graph().nodes().size(), false);
+  for (const Node& node : trace.graph().nodes()) {
+    bool needs = trace.tracked && !node.is_input;
+    for (const Step* step : {&node.open, &node.fast}) {
+      for (const StepInput& input : step->inputs) needs = needs || found[static_cast<size_t>(input.node)];
+      for (WeightId weight : step->weights) needs = needs || (from_weights && weights.requires_grad(weight));
+    }
+    found[static_cast<size_t>(node.id)] = needs;
+    if (from_edits && !needs)
+      for (const Entry* entry : entries_on(trace, node.id))
+        if (is_root(*entry)) found[static_cast<size_t>(node.id)] = true;
+  }
+  return found;
+}
+
+bool is_left_out(const TraceState& trace, const StepInput& input) {
+  return input.optional && !trace.family->mask_given && entries_on(trace, input.node).empty();
+}
+
+std::pair<const Step*, bool> recorded_step(const TraceState& trace, NodeId id) {
+  const Node& node = trace.graph().node(id);
+  const bool fast = node.fast.run && std::none_of(node.skipped.begin(), node.skipped.end(), [&](NodeId skipped) {
+                      return trace.tape.has(skipped) || !entries_on(trace, skipped).empty();
+                    });
+  return {fast ? &node.fast : &node.open, fast};
+}
+
+at::Tensor plain_value(TraceState& trace, NodeId node) {
+  TraceState* const self = &trace;
+  resolve(std::span<TraceState* const>(&self, 1), node);
+  const Request request = trace.request(node, RowSet(0, trace.length));
+  evaluate({request}, {.keep_requested = false, .trim = false});
+  at::Tensor value = trace.collected(node, trace.absolute(std::nullopt));
+  trace.family->trim();
+  return value;
+}
+
+at::Tensor run_whole_step(const TraceState& trace, const Step& step, const std::vector<at::Tensor>& inputs) {
+  const RowSet rows(0, trace.length);
+  int64_t length_class = 0;
+  for (const Entry& entry : trace.entries)
+    if (entry.edit->kind == Edit::Kind::kLength) length_class = entry.edit->length_class;
+  std::vector<at::Tensor> given = inputs;
+  if (step.by_row)
+    for (at::Tensor& input : given) input = input.flatten(0, 1);
+  const at::Tensor output = step.run({given, trace.family->model->weights(), rows, trace.length, length_class});
+  return step.by_row ? output.unflatten(0, {trace.family->batch, trace.length}) : output;
+}
+
+namespace {
+
+class Recorder {
+ public:
+  Recorder(std::span<TraceState* const> traces, NodeId target) : traces_(traces), target_(target) {}
+
+  void run() {
+    for (TraceState* trace : traces_) plan(*trace);
+    for (NodeId node = 0; node <= target_; ++node) {
+      std::vector<TraceState*> due;
+      for (size_t i = 0; i < traces_.size(); ++i)
+        if (wanted_[i][static_cast<size_t>(node)] && !is_complete(*traces_[i], node)) due.push_back(traces_[i]);
+      for (TraceState* trace : due) compute(*trace, node);
+      apply_edits(due, node);
+    }
+  }
+
+ private:
+  void plan(TraceState& trace) {
+    std::vector<bool> recorded = nodes_with_graph(trace);
+    const auto is_new = [&](size_t node) { return recorded[node] && !trace.tape.recorded[node]; };
+    for (size_t node = 0; node < trace.tape.recorded.size(); ++node)
+      if (is_new(node)) {
+        trace.tape.clear();  // What was made without this node's graph.
+        break;
+      }
+    std::vector<bool> wanted(static_cast<size_t>(target_) + 1, false);
+    wanted.back() = true;
+    for (NodeId node = target_; node >= 0; --node) {
+      if (!wanted[static_cast<size_t>(node)] || trace.tape.has(node) || !needs_step(trace, node)) continue;
+      for (const StepInput& input : recorded_step(trace, node).first->inputs)
+        if (recorded[static_cast<size_t>(input.node)] && !is_left_out(trace, input))
+          wanted[static_cast<size_t>(input.node)] = true;
+    }
+    trace.tape.recorded = std::move(recorded);
+    wanted_.push_back(std::move(wanted));
+  }
+
+  static at::Tensor input_value(TraceState& trace, const StepInput& input) {
+    if (is_left_out(trace, input)) return {};
+    const auto found = trace.tape.values.find(input.node);
+    if (found != trace.tape.values.end()) return found->second.used;
+    return plain_value(trace, input.node);
+  }
+
+  // Puts what the node's step makes onto the tape.
+  static void compute(TraceState& trace, NodeId id) {
+    if (trace.tape.has(id)) return;
+    if (trace.family->poll) trace.family->poll();
+    Taped taped;
+    if (needs_step(trace, id)) {
+      const auto [step, fast] = recorded_step(trace, id);
+      std::vector<at::Tensor> inputs;
+      for (const StepInput& input : step->inputs) inputs.push_back(input_value(trace, input));
+      taped.fast = fast;
+      taped.computed = run_whole_step(trace, *step, inputs);
+      if (trace.tracked && !taped.computed.requires_grad())
+        taped.computed = taped.computed.detach().clone().requires_grad_();
+      taped.given = lazy_clone(taped.computed);
+      taped.used = lazy_clone(taped.given);
+      trace.family->rows_computed[static_cast<size_t>(id)] += trace.family->batch * trace.length;
+    }
+    trace.tape.values[id] = std::move(taped);
+  }
+
+  // The edits in their order; a hook of a batch waits until all of its traces have come to it.
+  void apply_edits(const std::vector<TraceState*>& due, NodeId node) {
+    for (bool waiting = true; waiting;) {
+      waiting = false;
+      std::vector<TraceState*> at_joint_hook;
+      for (TraceState* trace : due) {
+        const std::vector<const Entry*> entries = entries_on(*trace, node);
+        size_t next = trace->tape.values[node].n_applied;
+        for (; next < entries.size(); ++next) {
+          const Edit& edit = *entries[next]->edit;
+          if (edit.hook && edit.hook->joint && trace->tape.values[node].given.requires_grad()) break;
+          apply(*trace, node, *entries[next]);
+        }
+        if (next < entries.size()) at_joint_hook.push_back(trace);
+      }
+      if (!at_joint_hook.empty()) {
+        apply_joint_hook(at_joint_hook, node);
+        waiting = true;
+      }
+    }
+  }
+
+  static void take(TraceState& trace, NodeId node, at::Tensor value) {
+    Taped& taped = trace.tape.values[node];
+    taped.given = std::move(value);
+    taped.used = lazy_clone(taped.given);
+    ++taped.n_applied;
+  }
+
+  void apply(TraceState& trace, NodeId id, const Entry& entry) const {
+    const std::shared_ptr<Edit> edit = entry.edit;
+    const at::Tensor base = trace.tape.values[id].used;
+    const RowSet rows(0, trace.length);
+    switch (edit->kind) {
+      case Edit::Kind::kOverlay:
+        if (edit->made_from.defined()) require_same_source(trace, entry, base);
+        take(trace, id, edit->overlay->applied(replaces_all(trace, entry) ? at::Tensor() : base, rows));
+        return;
+      case Edit::Kind::kHook:
+        take(trace, id, base.requires_grad() ? hooked(trace, id, *edit->hook, base) : with_results(trace, edit, base));
+        return;
+      case Edit::Kind::kGradient: {
+        at::Tensor value = lazy_clone(base);
+        if (value.requires_grad()) watch_gradient(trace, id, edit, value);
+        take(trace, id, value);
+        return;
+      }
+      default:
+        return;
+    }
+  }
+
+  // A hook whose input carries no graph is called as ever; what it made may carry one.
+  at::Tensor with_results(const TraceState& trace, const std::shared_ptr<Edit>& edit, const at::Tensor& base) const {
+    resolve(traces_, edit->node);
+    at::Tensor value = base;
+    for (const Entry& entry : trace.entries)
+      if (entry.edit == edit)
+        for (const HookResult& result : entry.results)
+          if (result.overlay) value = result.overlay->overlay->applied(value, RowSet(0, trace.length));
+    return lazy_clone(value);
+  }
+
+  static at::Tensor hooked(TraceState& trace, NodeId id, Hook& hook, const at::Tensor& base) {
+    const Node& node = trace.graph().node(id);
+    at::Tensor value = base;
+    for (const HookSegment& segment : segments_of(trace, hook.options)) {
+      const at::Tensor before = part_of(base, node, segment), given = before.clone(at::MemoryFormat::Contiguous);
+      at::Tensor after;
+      {
+        const RunningHook running(trace, id);
+        after = hook.function(given, HookCall(node, segment.number, segment.begin, segment.end, &trace));
+      }
+      if (!after.defined()) after = given;
+      value = put_segment(trace, node, segment, value, after);
+      remember(trace, node, segment, hook, before, after);
+    }
+    return lazy_clone(value);
+  }
+
+  static at::Tensor part_of(const at::Tensor& value, const Node& node, const HookSegment& segment) {
+    const at::Tensor rows = value.narrow(node.row_axis, segment.begin, segment.end - segment.begin);
+    return node.has_keys() ? rows.narrow(3, 0, segment.end) : rows;
+  }
+
+  static at::Tensor put_segment(const TraceState& trace, const Node& node, const HookSegment& segment,
+                                const at::Tensor& value, const at::Tensor& after) {
+    Region region;
+    region.at_axis(static_cast<size_t>(node.row_axis), RowSet(segment.begin, segment.end).rows());
+    return trace.make_overlay(node, after, region, segment.end)->overlay->applied(value, RowSet(0, trace.length));
+  }
+
+  // So that the same numbers without a graph are no new input.
+  static void remember(const TraceState& trace, const Node& node, const HookSegment& segment, Hook& hook,
+                       const at::Tensor& before, const at::Tensor& after) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor input = before.detach().clone(at::MemoryFormat::Contiguous);
+    const HookResult result = hook_result(trace, node, segment, input, after.detach());
+    if (result.overlay) hook.made.push_back(result.overlay);
+    hook.calls.emplace(hash_of(input), HookMemory{input, result});
+  }
+
+  static void watch_gradient(const TraceState& trace, NodeId id, const std::shared_ptr<Edit>& edit,
+                             const at::Tensor& value) {
+    const std::shared_ptr<const Model> model = trace.family->model;
+    value.register_hook([model, id, edit, length = trace.length](const at::Tensor& gradient) {
+      const Node& node = model->graph().node(id);
+      const at::Tensor given = gradient.clone();
+      const at::Tensor changed = edit->gradient(given, HookCall(node, 0, 0, length, nullptr));
+      if (!changed.defined()) return given;
+      if (changed.sizes() != gradient.sizes())
+        throw ShapeError(str(node.name, ": expected a gradient of shape ", shape_text(gradient.sizes()), "; found ",
+                             shape_text(changed.sizes())));
+      return changed.to(gradient.options());
+    });
+  }
+
+  static void apply_joint_hook(const std::vector<TraceState*>& traces, NodeId id) {
+    const Node& node = traces.front()->graph().node(id);
+    const auto next_edit = [id](const TraceState& trace) {
+      return entries_on(trace, id)[trace.tape.values.at(id).n_applied]->edit;
+    };
+    const std::shared_ptr<Edit> edit = next_edit(*traces.front());
+    std::vector<JointMember> members;
+    std::vector<at::Tensor> values;
+    for (TraceState* trace : traces) {
+      if (next_edit(*trace)->hook->joint != edit->hook->joint) continue;
+      members.push_back({trace, nullptr, {}});
+      values.push_back(trace->tape.values.at(id).used);
+    }
+    require_whole_batch(members, *edit->hook, node);
+    const size_t n_segments = segments_of(*members.front().trace, edit->hook->options).size();
+    for (size_t number = 0; number < n_segments; ++number) {
+      std::vector<at::Tensor> inputs;
+      for (size_t i = 0; i < members.size(); ++i) {
+        const std::vector<HookSegment> segments = segments_of(*members[i].trace, edit->hook->options);
+        if (segments.size() != n_segments) refuse_unequal_segments();
+        members[i].segment = segments[number];
+        inputs.push_back(part_of(values[i], node, members[i].segment));
+      }
+      const std::vector<at::Tensor> made = call_padded(members, inputs, *edit->hook, node);
+      for (size_t i = 0; i < members.size(); ++i)
+        values[i] = put_segment(*members[i].trace, node, members[i].segment, values[i], made[i]);
+    }
+    for (size_t i = 0; i < members.size(); ++i) take(*members[i].trace, id, lazy_clone(values[i]));
+  }
+
+  std::span<TraceState* const> traces_;
+  NodeId target_;
+  std::vector<std::vector<bool>> wanted_;
+};
+
+}  // namespace
+
+void record(std::span<TraceState* const> traces, NodeId node) { Recorder(traces, node).run(); }
+
+}  // namespace glassformer
