@@ -20,7 +20,6 @@ from glassformer._arguments import (
     tensor_of,
     token_rows,
 )
-
 from glassformer.live_tensor import make_live
 
 if TYPE_CHECKING:

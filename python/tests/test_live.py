@@ -213,7 +213,7 @@ def test_changing_a_value_that_is_no_longer_the_nodes(tiny, tokens, outdating):
     OUTDATED[outdating](trace)
     plain = trace.read("logits")
     value += 1
-    with pytest.raises(glassformer.StaleEditError, match="blocks.1.attn.hook_z.*read it again"):
+    with pytest.raises(glassformer.StaleEditError, match=r"blocks.1.attn.hook_z.*read it again"):
         trace.logits  # noqa: B018
     assert torch.equal(trace.logits, plain)  # Said once; the change is dropped.
     again = trace["z1"]
@@ -242,7 +242,7 @@ def test_two_values_of_one_node_that_both_changed(tiny, tokens):
     one, two = trace["z1"], trace["z1"]
     one += 1
     two += 2
-    with pytest.raises(glassformer.StaleEditError, match="blocks.1.attn.hook_z"):
+    with pytest.raises(glassformer.StaleEditError, match=r"blocks.1.attn.hook_z"):
         trace.logits  # noqa: B018
 
 
@@ -331,7 +331,7 @@ def test_tokens_changed_in_place(tiny, tokens):
     assert_close(trace.logits, logits(tiny, other), 1e-10)
     value = trace["hook_tokens"]
     value += D_VOCAB
-    with pytest.raises(glassformer.InputError, match="hook_tokens: expected numbers from 0"):
+    with pytest.raises(glassformer.InputError, match=r"hook_tokens: expected numbers from 0"):
         trace.logits  # noqa: B018
 
 
