@@ -12,6 +12,8 @@
 #include <map>
 #include <tuple>
 
+#include "glassformer/base/errors.h"
+
 namespace glassformer {
 namespace {
 
@@ -114,9 +116,8 @@ class Evaluation {
       if (!below.empty()) demand(item.family, &beneath(item), node.id, below, &item);
       return;
     }
-    if (node.is_input) return;
-    const bool fast = node.fast.run && !item.lineage->edits_any(node.skipped);
-    item.step = fast ? &node.fast : &node.open;
+    if (is_given(item, node)) return;
+    item.step = &item.family->step_of(node, *item.lineage);
     item.n_keys = std::max(item.rows.end(), item.lineage->later_keys(graph_, node.id));
     for (const StepInput& input : item.step->inputs) {
       if (input.optional && is_default(item, input.node)) continue;
@@ -131,6 +132,10 @@ class Evaluation {
     const Overlay& overlay = *item.overlay->edit->overlay;
     if (!overlay.whole_rows()) return false;
     return !node.is_weighting() || item.lineage->later_keys(graph_, node.mixed_by) <= overlay.n_keys();
+  }
+
+  static bool is_given(const Item& item, const Node& node) {
+    return node.is_input || node.id == item.family->begin().source();
   }
 
   static bool is_default(const Item& item, NodeId node) {
@@ -154,7 +159,7 @@ class Evaluation {
       if (item.family->poll) item.family->poll();
       if (item.overlay != nullptr) {
         overlays.push_back(&item);
-      } else if (node.is_input) {
+      } else if (is_given(item, node)) {
         finish(item, node, default_input(item, node));
       } else {
         by_step[{item.step, item.lineage->length_class()}].push_back(&item);
@@ -194,6 +199,8 @@ class Evaluation {
     const int64_t rows = item.rows.count();
     if (node.id == graph_.attention_mask())
       return at::ones({item.family->batch, rows}, at::TensorOptions(at::kBool).device(device));
+    if (node.id != graph_.positions())  // Nothing but a fault of ours comes here; no numbers may be made up.
+      throw UnavailableError(str(node.name, ": its values at position ", item.rows.first(), " were not given"));
     return at::tensor(item.rows.rows(), at::TensorOptions(at::kLong))
         .to(device)
         .unsqueeze(0)

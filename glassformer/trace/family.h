@@ -16,7 +16,7 @@ struct Keep {
 };
 
 struct Family {
-  Family(std::shared_ptr<const Model> owner, int64_t n_batch);
+  Family(std::shared_ptr<const Model> owner, int64_t n_batch, Begin begin);
 
   std::shared_ptr<const Model> model;
   int64_t batch = 1;
@@ -32,6 +32,9 @@ struct Family {
   std::vector<int64_t> rows_computed;  // For each node.
 
   const Graph& graph() const { return model->graph(); }
+  const Begin& begin() const { return lineages.begin(); }
+  /// The step that computes `node` where the edits of `lineage` are.
+  const Step& step_of(const Node& node, const Lineage& lineage) const;
   /// Releases what may be, longest unused first, until the rest fits the budget.
   void trim();
   /// Whether cells of this node stay for good.

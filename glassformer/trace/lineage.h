@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "glassformer/graph/graph.h"
+#include "glassformer/trace/begin.h"
 #include "glassformer/trace/cell.h"
 #include "glassformer/trace/edit.h"
 
@@ -57,7 +58,9 @@ class Lineage {
 /// All lineages of a family, each kept once.
 class Lineages {
  public:
-  explicit Lineages(std::shared_ptr<const Graph> graph);
+  explicit Lineages(Begin begin);
+
+  const Begin& begin() const { return begin_; }
 
   Lineage& root() { return *root_; }
   /// The lineage with these influences (in the order in which they count).
@@ -79,6 +82,7 @@ class Lineages {
  private:
   int64_t effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const;
 
+  Begin begin_;
   std::shared_ptr<const Graph> graph_;
   std::map<LineageKey, std::unique_ptr<Lineage>> lineages_;
   Lineage* root_ = nullptr;

@@ -40,7 +40,8 @@ Request comparison(const TraceState& trace, const Entry& entry) {
 bool is_comparable(const Edit& edit, const Request& request) {
   const Overlay& overlay = *edit.overlay;
   if (edit.made_from.defined()) return true;
-  return !(overlay.whole_rows() && overlay.rows().first() == 0) || is_there(request);
+  const int64_t first = request.family->begin().first(edit.node);
+  return !(overlay.whole_rows() && overlay.rows().first() == first) || is_there(request);
 }
 
 // What the numbers depend on that an overlay is compared with.
@@ -105,7 +106,7 @@ std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& ent
     if (number < edit.hook->options.first_segment) continue;
     if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
     const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
-    HookSegment segment{number, trace.segments[i], end, nullptr};
+    HookSegment segment{number, std::max(trace.segments[i], trace.begin().first(edit.node)), end, nullptr};
     const bool done = std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
       return result.begin == segment.begin && result.end == segment.end;
     });
@@ -278,13 +279,17 @@ void resolve(std::span<TraceState* const> traces, NodeId node) {
 
 // --- Reading ---------------------------------------------------------------------------------------------------------
 
-std::vector<int64_t> TraceState::absolute(const Positions& positions) const {
+std::vector<int64_t> TraceState::rows_of(NodeId node, const Positions& positions) const {
+  begin().require(node);
+  if (!positions) return RowSet(begin().first(node), length).rows();
+  std::vector<int64_t> rows = absolute(*positions);
+  for (int64_t row : rows) begin().require(node, row);
+  return rows;
+}
+
+std::vector<int64_t> TraceState::absolute(const std::vector<int64_t>& positions) const {
   std::vector<int64_t> rows;
-  if (!positions) {
-    for (int64_t row = 0; row < length; ++row) rows.push_back(row);
-    return rows;
-  }
-  for (int64_t position : *positions) {
+  for (int64_t position : positions) {
     const int64_t row = position < 0 ? position + length : position;
     if (row < 0 || row >= length)
       throw InputError(str("position ", position, " is outside the trace's ", length, " positions"));
@@ -329,6 +334,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
       throw OrderError(str("a hook on ", model.graph().node(trace->in_hook).name,
                            " is running: only earlier nodes of its trace can be read; found ",
                            model.graph().node(node).name));
+    trace->begin().require(node);
     longest = std::max(longest, trace->family->batch * trace->length);
   }
   const bool lean = traces.size() > 1 && !options.keep_values;
@@ -340,7 +346,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
     std::vector<Request> requests;
     std::vector<std::vector<int64_t>> rows;
     for (const TraceState* trace : part) {
-      rows.push_back(trace->absolute(positions));
+      rows.push_back(trace->rows_of(node, positions));
       if (rows.back().empty()) throw InputError("no positions to read");
       requests.push_back(trace->request(node, RowSet::of(rows.back())));
     }
