@@ -101,8 +101,7 @@ at::Tensor TraceState::as_value(const at::Tensor& given) const {
     fits = value.size(axis) == node.axes[static_cast<size_t>(axis)].size;
   if (!fits)
     throw ShapeError(str(node.name, ": expected values of shape '", shape_words(node), "', like ",
-                         shape_text(shape_of(node, length + 1)), " for one position; found ",
-                         shape_text(given.sizes())));
+                         shape_text(shape_of(node, 1)), " for one position; found ", shape_text(given.sizes())));
   if (value.size(1) == 0) throw InputError(node.name + ": no positions given");
   const at::TensorOptions like(family->model->weights().device());
   return value.detach().to(like.dtype(dtype_of(node)), false, true).contiguous();
