@@ -119,6 +119,9 @@ class Evaluation {
     if (is_given(item, node)) return;
     item.step = &item.family->step_of(node, *item.lineage);
     item.n_keys = std::max(item.rows.end(), item.lineage->later_keys(graph_, node.id));
+    const Family& family = *item.family;
+    if (family.query_mask && item.rows.first() < family.query_mask->end_row())
+      item.n_keys = std::max(item.n_keys, family.lineages.keys_ahead());
     for (const StepInput& input : item.step->inputs) {
       if (input.optional && is_default(item, input.node)) continue;
       demand(item.family, item.lineage, input.node, input.reach == Reach::kSameRow ? rows : RowSet(0, item.n_keys),
@@ -214,9 +217,9 @@ class Evaluation {
     return gather({item.family, item.lineage, input.node, rows}, to_mixed ? item.n_keys : -1);
   }
 
-  at::Tensor call(const Item& item, const std::vector<at::Tensor>& inputs) {
+  at::Tensor call(const Item& item, const std::vector<at::Tensor>& inputs, const QueryMask* query_mask = nullptr) {
     return item.step->run(
-        {inputs, item.family->model->weights(), item.rows, item.n_keys, item.lineage->length_class()});
+        {inputs, item.family->model->weights(), item.rows, item.n_keys, item.lineage->length_class(), query_mask});
   }
 
   void run_by_row(const Node& node, const std::vector<Item*>& group) {
@@ -240,6 +243,8 @@ class Evaluation {
     std::map<Alike, std::vector<Item*>> alike;
     for (Item* item : group) {
       std::vector<int64_t> shape = {item->family->mask_given};
+      if (item->family->query_mask)
+        shape.push_back(reinterpret_cast<intptr_t>(item->family));  // It has one of its own.
       for (const Interval& interval : item->rows.intervals()) shape.insert(shape.end(), {interval.begin, interval.end});
       for (const StepInput& input : item->step->inputs)
         shape.push_back(input.optional && is_default(*item, input.node));
@@ -252,7 +257,9 @@ class Evaluation {
         for (const Item* item : items) pieces.push_back(input_of(*item, input));
         inputs.push_back(pieces.front().defined() ? stacked(pieces, graph_.node(input.node)) : at::Tensor());
       }
-      const at::Tensor output = call(*items.front(), inputs);
+      std::optional<QueryMask> query_mask = items.front()->family->query_mask;
+      if (query_mask) query_mask->allowed = query_mask->allowed.repeat({static_cast<int64_t>(items.size()), 1, 1});
+      const at::Tensor output = call(*items.front(), inputs, query_mask ? &*query_mask : nullptr);
       int64_t offset = 0;
       for (Item* item : items) {
         finish(*item, node, output.narrow(0, offset, item->family->batch));

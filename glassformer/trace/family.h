@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "glassformer/graph/model.h"
 #include "glassformer/trace/lineage.h"
@@ -23,6 +24,7 @@ struct Family {
   Lineages lineages;
   Keep keep;
   bool mask_given = false, positions_given = false;
+  std::optional<QueryMask> query_mask;                  // Where the mask that was given has one for each query.
   std::function<void()> poll;                           // Called between steps; may throw to stop.
   std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.
 

@@ -55,10 +55,24 @@ bool Lineages::concerns(const Edit& edit, NodeId node) const {
   return own || begin_.reaches(edit.node, node);
 }
 
+// Whether queries before the influence see it in a layer on the way to `node`, because the mask that was given lets
+// them. Within a layer whose scores or pattern it edits it stays with its query.
+bool Lineages::is_seen_ahead(const Influence& influence, NodeId node) const {
+  if (influence.from >= keys_ahead_) return false;
+  const NodeId from = influence.edit->node;
+  const auto passes = [&](NodeId by) { return begin_.reaches(from, by) && (by == node || begin_.reaches(by, node)); };
+  for (const Node& weighting : graph_->nodes()) {
+    if (!weighting.is_weighting() || graph_->mixed_by(from) == weighting.mixed_by) continue;
+    if (passes(weighting.id) || passes(weighting.mixed_by)) return true;
+  }
+  return false;
+}
+
 // The first row of `node` that the influence changes: where it starts, or the first row of all where a layer between
 // them looks at later keys; but none of those that are given.
 int64_t Lineages::effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const {
   const int64_t first = influence.edit->node == node ? 0 : begin_.given(node);
+  if (is_seen_ahead(influence, node)) return first;
   for (const Influence& other : lineage.influences()) {
     const Edit& edit = *other.edit;
     if (&edit == influence.edit || !edit.overlay || !edit.overlay->sees_later_keys()) continue;

@@ -61,6 +61,10 @@ class Lineages {
   explicit Lineages(Begin begin);
 
   const Begin& begin() const { return begin_; }
+  /// In every layer queries see the first `keys` keys, also those after them; before any value is there.
+  void look_ahead(int64_t keys) { keys_ahead_ = keys; }
+  /// How many keys a query may see at least; 0 where none sees keys after it.
+  int64_t keys_ahead() const { return keys_ahead_; }
 
   Lineage& root() { return *root_; }
   /// The lineage with these influences (in the order in which they count).
@@ -80,9 +84,11 @@ class Lineages {
   }
 
  private:
+  bool is_seen_ahead(const Influence& influence, NodeId node) const;
   int64_t effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const;
 
   Begin begin_;
+  int64_t keys_ahead_ = 0;
   std::shared_ptr<const Graph> graph_;
   std::map<LineageKey, std::unique_ptr<Lineage>> lineages_;
   Lineage* root_ = nullptr;

@@ -108,12 +108,26 @@ at::Tensor TraceState::as_value(const at::Tensor& given) const {
 }
 
 void TraceState::give_mask(const at::Tensor& mask) {
-  if (mask.sizes() != at::IntArrayRef({family->batch, length}))
-    throw ShapeError(str("attention_mask: expected shape ", shape_text({family->batch, length}),
-                         " (batch key_pos); found ", shape_text(mask.sizes())));
-  family->mask_given = true;
+  const int64_t n_past = begin().n_past();
+  const bool by_query = mask.sizes() == at::IntArrayRef({family->batch, length - n_past, length});
+  if (!by_query && mask.sizes() != at::IntArrayRef({family->batch, length}))
+    throw ShapeError(str("attention_mask: expected shape ", shape_text({family->batch, length}), " (batch key_pos) or ",
+                         shape_text({family->batch, length - n_past, length}), " (batch query_pos key_pos); found ",
+                         shape_text(mask.sizes())));
+  if (mask.ne(0).logical_and(mask.ne(1)).any().item<bool>())
+    throw InputError(
+        "attention_mask: expected 1 where a key may be seen and 0 elsewhere, or true and false; found other "
+        "numbers");
   const at::TensorOptions like(family->model->weights().device());
-  give(graph().attention_mask(), 0, mask.to(like.dtype(at::kBool), false, true));
+  at::Tensor seen = mask.to(like.dtype(at::kBool), false, true);
+  family->mask_given = true;
+  if (by_query) {
+    family->query_mask = QueryMask{seen, n_past};
+    const bool ahead = seen.triu(n_past + 1).any().item<bool>();
+    seen = seen.any(1);  // A key that no query sees is padding.
+    if (ahead) family->lineages.look_ahead(seen.any(0).nonzero().max().item<int64_t>() + 1);
+  }
+  give(graph().attention_mask(), 0, seen);
 }
 
 void TraceState::give_positions(const at::Tensor& given) {

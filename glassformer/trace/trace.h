@@ -37,8 +37,10 @@ using Past = std::vector<LayerPast>;
 
 /// Where there is a past, mask and positions cover it too.
 struct TraceOptions {
-  at::Tensor attention_mask = {};  // `batch key_pos`: 0 where a key is padding; undefined: no padding.
-  at::Tensor positions = {};       // `batch pos`: the position ids; undefined: 0, 1, 2, …
+  // `batch key_pos`: 0 where a key is padding. Or `batch query_pos key_pos`: 1 where the query sees that key, in the
+  // place of order and windows; what is appended sees all keys before it that any query saw. Undefined: no padding.
+  at::Tensor attention_mask = {};
+  at::Tensor positions = {};  // `batch pos`: the position ids; undefined: 0, 1, 2, …
   KeepValues keep = KeepValues::kBudget;
   int64_t budget_bytes = 0;         // 0: the larger of 64 MB and a quarter of the weights.
   std::function<void()> poll = {};  // Called between steps; may throw to stop. What was computed until then stays.

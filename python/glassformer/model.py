@@ -150,6 +150,8 @@ class Model:
         `prompt` is a text, a list of texts, or token ids: a list, nested lists, an array or a tensor, `pos` or
         `batch pos`. Prompts of equal length make one `Trace`; of different lengths a `Batch`. `attention_mask`
         (`batch key_pos`, 0 at padding) and `positions` (`batch pos`, position ids) are for prompts of equal length.
+        A mask `batch query_pos key_pos` says for each query which keys it sees, in the place of order and windows; what
+        is appended sees every key before it that some query saw.
         `keep` says which values stay in memory: "budget" (all that fits `budget_bytes`; 0 means the larger of 64 MB and
         a quarter of the weights), "all" or "needed"; it never changes a result.
 
