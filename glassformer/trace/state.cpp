@@ -11,10 +11,12 @@
 namespace glassformer {
 namespace {
 
-// Where an edit of `node` comes to stand: after all others of it.
-std::vector<Entry>::iterator place_of(std::vector<Entry>& entries, NodeId node) {
-  return std::upper_bound(entries.begin(), entries.end(), node,
-                          [](NodeId id, const Entry& other) { return id < other.edit->node; });
+// Where an edit comes to stand: after all others of its node. Other tokens come before these: they are what the others
+// change.
+std::vector<Entry>::iterator place_of(std::vector<Entry>& entries, const Edit& edit) {
+  const auto key = [](const Edit& of) { return std::pair(of.node, of.kind != Edit::Kind::kTokens); };
+  return std::upper_bound(entries.begin(), entries.end(), key(edit),
+                          [&](const auto& own, const Entry& other) { return own < key(*other.edit); });
 }
 
 // What a derived edit was made from, as far as it lies before `length`.
@@ -149,7 +151,7 @@ void TraceState::update_length_class() {
   std::weak_ptr<Edit>& known = family->length_edits[length_now];
   std::shared_ptr<Edit> edit = known.lock();
   if (edit) {
-    entries.insert(place_of(entries, edit->node), {edit, 0, {}});
+    entries.insert(place_of(entries, *edit), {edit, 0, {}});
     return;
   }
   edit = std::make_shared<Edit>();
@@ -173,7 +175,8 @@ void TraceState::add(std::shared_ptr<Edit> edit) {
   const NodeId node = edit->node;
   std::optional<int64_t> from;
   if (!edit->is_put()) from = edit->first_row;
-  entries.insert(place_of(entries, node), {std::move(edit), from, {}});
+  const auto place = place_of(entries, *edit);
+  entries.insert(place, {std::move(edit), from, {}});
   forget_effects(node);
 }
 

@@ -870,3 +870,30 @@ def test_wrong_masks_are_named():
     for mask in (torch.zeros(2, 6, 6).masked_fill(~looking_ahead(6), -1e9), torch.full((2, 6), 2)):
         with pytest.raises(glassformer.InputError, match="expected 1 where a key may be seen and 0 elsewhere"):
             model.trace(tokens, attention_mask=mask)
+
+
+@pytest.mark.parametrize("source", ["hook_tokens", "hook_embed"])
+def test_a_hook_on_what_is_given_sees_what_was_appended_after_a_cut(source):
+    """Other tokens from a position on than before, or than those of a fork."""
+    tiny = subject("llama_grouped")
+    tokens, other = random_tokens(1, 6), random_tokens(1, 3, seed=2)
+    embedding = tiny.model.weights["embed.weight"]
+
+    def given(ids):
+        return ids if source == "hook_tokens" else embedding[ids]
+
+    trace = tiny.model.trace(tokens) if source == "hook_tokens" else tiny.model.trace_from(source, given(tokens))
+    trace.logits_at(-1)
+    fork = trace.fork()
+    seen = []
+    for each in (fork, trace):
+        each.hook(source, lambda value, call: seen.append(value.clone()))
+    trace.truncate(4)
+    fork.append(given(tokens[:, :2]))
+    for each in (trace, fork):
+        each.append(given(other))
+    expected = torch.cat([tokens[:, :4], other], dim=1)
+    assert_close(trace.logits, tiny.oracle.run(expected)["logits"], EXACT)
+    assert torch.equal(seen[-1], given(other))
+    expected = torch.cat([tokens, tokens[:, :2], other], dim=1)
+    assert_close(fork.logits, tiny.oracle.run(expected)["logits"], EXACT)
