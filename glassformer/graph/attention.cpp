@@ -13,7 +13,7 @@ namespace glassformer::steps {
 namespace {
 
 MaskOptions mask_options(const StepCall& call, const Attention& attention, size_t mask_input) {
-  MaskOptions options{attention.window, {}};
+  MaskOptions options{attention.window, {}, call.query_mask};
   if (const at::Tensor& mask = call.inputs[mask_input]; mask.defined())
     options.key_mask = mask.narrow(1, 0, call.n_keys);
   return options;

@@ -35,6 +35,15 @@ struct StepInput {
   bool optional = false;  // The step gets an undefined tensor while nobody gave or edited this node.
 };
 
+/// Which keys each query sees, in the place of those before it: `batch query_pos key_pos`, bool, of the queries from
+/// `first_row` on; later queries and keys are none of it.
+struct QueryMask {
+  at::Tensor allowed;
+  int64_t first_row = 0;
+
+  int64_t end_row() const { return first_row + allowed.size(1); }
+};
+
 /// What a step is run on.
 struct StepCall {
   std::span<const at::Tensor> inputs;
@@ -42,6 +51,7 @@ struct StepCall {
   const RowSet& rows;        // The positions that are computed; a step by row only sees how many there are.
   int64_t n_keys = 0;        // How many keys the inputs up to the last row hold.
   int64_t length_class = 0;  // See `length_class()` in arch/config.h.
+  const QueryMask* query_mask = nullptr;  // Null: every query sees the keys before it.
 };
 
 /// The mathematics of one node: a pure function of its inputs and weights.

@@ -13,13 +13,16 @@ namespace glassformer {
 
 Batch::Batch(std::vector<Trace> traces) : traces_(std::move(traces)) {
   if (traces_.empty()) throw InputError("no prompts");
-  for (const Trace& trace : traces_)
+  for (const Trace& trace : traces_) {
     if (trace.batch() != 1) throw InputError(str("each trace of a batch holds one sequence; found ", trace.batch()));
+    if (trace.begin() > 0) throw UnsupportedError("a trace with a past can't be part of a batch: read it by itself");
+  }
 }
 
 Batch::Batch(const std::shared_ptr<const Model>& model, const std::vector<std::string>& texts,
              const TraceOptions& options) {
   if (texts.empty()) throw InputError("no prompts");
+  if (!options.past.empty()) throw UnsupportedError("a batch of texts takes no past: give each a trace of its own");
   for (const std::string& text : texts) traces_.emplace_back(model, text, options);
 }
 

@@ -12,6 +12,8 @@
 #include <map>
 #include <tuple>
 
+#include "glassformer/base/errors.h"
+
 namespace glassformer {
 namespace {
 
@@ -114,10 +116,12 @@ class Evaluation {
       if (!below.empty()) demand(item.family, &beneath(item), node.id, below, &item);
       return;
     }
-    if (node.is_input) return;
-    const bool fast = node.fast.run && !item.lineage->edits_any(node.skipped);
-    item.step = fast ? &node.fast : &node.open;
+    if (is_given(item, node)) return;
+    item.step = &item.family->step_of(node, *item.lineage);
     item.n_keys = std::max(item.rows.end(), item.lineage->later_keys(graph_, node.id));
+    const Family& family = *item.family;
+    if (family.query_mask && item.rows.first() < family.query_mask->end_row())
+      item.n_keys = std::max(item.n_keys, family.lineages.keys_ahead());
     for (const StepInput& input : item.step->inputs) {
       if (input.optional && is_default(item, input.node)) continue;
       demand(item.family, item.lineage, input.node, input.reach == Reach::kSameRow ? rows : RowSet(0, item.n_keys),
@@ -131,6 +135,10 @@ class Evaluation {
     const Overlay& overlay = *item.overlay->edit->overlay;
     if (!overlay.whole_rows()) return false;
     return !node.is_weighting() || item.lineage->later_keys(graph_, node.mixed_by) <= overlay.n_keys();
+  }
+
+  static bool is_given(const Item& item, const Node& node) {
+    return node.is_input || node.id == item.family->begin().source();
   }
 
   static bool is_default(const Item& item, NodeId node) {
@@ -154,7 +162,7 @@ class Evaluation {
       if (item.family->poll) item.family->poll();
       if (item.overlay != nullptr) {
         overlays.push_back(&item);
-      } else if (node.is_input) {
+      } else if (is_given(item, node)) {
         finish(item, node, default_input(item, node));
       } else {
         by_step[{item.step, item.lineage->length_class()}].push_back(&item);
@@ -194,6 +202,8 @@ class Evaluation {
     const int64_t rows = item.rows.count();
     if (node.id == graph_.attention_mask())
       return at::ones({item.family->batch, rows}, at::TensorOptions(at::kBool).device(device));
+    if (node.id != graph_.positions())  // Nothing but a fault of ours comes here; no numbers may be made up.
+      throw UnavailableError(str(node.name, ": its values at position ", item.rows.first(), " were not given"));
     return at::tensor(item.rows.rows(), at::TensorOptions(at::kLong))
         .to(device)
         .unsqueeze(0)
@@ -207,9 +217,9 @@ class Evaluation {
     return gather({item.family, item.lineage, input.node, rows}, to_mixed ? item.n_keys : -1);
   }
 
-  at::Tensor call(const Item& item, const std::vector<at::Tensor>& inputs) {
+  at::Tensor call(const Item& item, const std::vector<at::Tensor>& inputs, const QueryMask* query_mask = nullptr) {
     return item.step->run(
-        {inputs, item.family->model->weights(), item.rows, item.n_keys, item.lineage->length_class()});
+        {inputs, item.family->model->weights(), item.rows, item.n_keys, item.lineage->length_class(), query_mask});
   }
 
   void run_by_row(const Node& node, const std::vector<Item*>& group) {
@@ -233,6 +243,8 @@ class Evaluation {
     std::map<Alike, std::vector<Item*>> alike;
     for (Item* item : group) {
       std::vector<int64_t> shape = {item->family->mask_given};
+      if (item->family->query_mask)
+        shape.push_back(reinterpret_cast<intptr_t>(item->family));  // It has one of its own.
       for (const Interval& interval : item->rows.intervals()) shape.insert(shape.end(), {interval.begin, interval.end});
       for (const StepInput& input : item->step->inputs)
         shape.push_back(input.optional && is_default(*item, input.node));
@@ -245,7 +257,9 @@ class Evaluation {
         for (const Item* item : items) pieces.push_back(input_of(*item, input));
         inputs.push_back(pieces.front().defined() ? stacked(pieces, graph_.node(input.node)) : at::Tensor());
       }
-      const at::Tensor output = call(*items.front(), inputs);
+      std::optional<QueryMask> query_mask = items.front()->family->query_mask;
+      if (query_mask) query_mask->allowed = query_mask->allowed.repeat({static_cast<int64_t>(items.size()), 1, 1});
+      const at::Tensor output = call(*items.front(), inputs, query_mask ? &*query_mask : nullptr);
       int64_t offset = 0;
       for (Item* item : items) {
         finish(*item, node, output.narrow(0, offset, item->family->batch));

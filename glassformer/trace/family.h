@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "glassformer/graph/model.h"
 #include "glassformer/trace/lineage.h"
@@ -16,13 +17,14 @@ struct Keep {
 };
 
 struct Family {
-  Family(std::shared_ptr<const Model> owner, int64_t n_batch);
+  Family(std::shared_ptr<const Model> owner, int64_t n_batch, Begin begin);
 
   std::shared_ptr<const Model> model;
   int64_t batch = 1;
   Lineages lineages;
   Keep keep;
   bool mask_given = false, positions_given = false;
+  std::optional<QueryMask> query_mask;                  // Where the mask that was given has one for each query.
   std::function<void()> poll;                           // Called between steps; may throw to stop.
   std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.
 
@@ -32,6 +34,9 @@ struct Family {
   std::vector<int64_t> rows_computed;  // For each node.
 
   const Graph& graph() const { return model->graph(); }
+  const Begin& begin() const { return lineages.begin(); }
+  /// The step that computes `node` where the edits of `lineage` are.
+  const Step& step_of(const Node& node, const Lineage& lineage) const;
   /// Releases what may be, longest unused first, until the rest fits the budget.
   void trim();
   /// Whether cells of this node stay for good.

@@ -62,7 +62,7 @@ Generation::Generation(std::vector<Trace*> traces, GenerateOptions options)
       trace->hook(hook.node, hook.function, when);
     }
     texts_.emplace_back(tokens.const_data_ptr<int64_t>(), tokens.const_data_ptr<int64_t>() + tokens.numel());
-    begins_.push_back(0);
+    begins_.push_back(trace->begin());
     if (options_.max_new_tokens == 0) results_[texts_.size() - 1].finish = "length";
   }
 }

@@ -25,16 +25,17 @@ class Detour {
 
   at::Tensor gradient(const at::Tensor& gradient_at_end) {
     const at::AutoGradMode on(true);
-    const at::Tensor end = run(trace_.graph().node(to_).open);
+    const at::Tensor end = run(trace_.graph().node(to_));
     return torch::autograd::grad({end}, {from_}, {gradient_at_end}, false, false, true).front();
   }
 
  private:
-  at::Tensor run(const Step& step) {
+  at::Tensor run(const Node& node) {
+    const Step& step = node.open;
     std::vector<at::Tensor> inputs;
     for (const StepInput& input : step.inputs)
       inputs.push_back(is_left_out(trace_, input) ? at::Tensor() : value(input.node));
-    return run_whole_step(trace_, step, inputs);
+    return run_whole_step(trace_, node, step, inputs);
   }
 
   at::Tensor value(NodeId node) {
@@ -46,7 +47,7 @@ class Detour {
     if (taped != trace_.tape.values.end() && !depends) {
       made = taped->second.used.detach();
     } else if (trace_.tape.recorded[static_cast<size_t>(node)]) {
-      made = run(trace_.graph().node(node).open);
+      made = run(trace_.graph().node(node));
     } else {
       made = plain_value(trace_, node);
     }
@@ -106,6 +107,7 @@ class Differentiation {
   }
 
   void add_node(Target& target, NodeId node) {
+    trace_.begin().require(node);
     if (const auto taped = trace_.tape.values.find(node); taped != trace_.tape.values.end())
       target.input = add_input(taped->second.given);
     for (const auto& [end, taped] : trace_.tape.values) {

@@ -15,8 +15,8 @@ struct HookSegment {
   Lineage* input = nullptr;  // What its value depends on.
 };
 
-/// The segments that a hook with these options is called on.
-std::vector<HookSegment> segments_of(const TraceState& trace, const HookOptions& options);
+/// The segments that a hook on `node` with these options is called on.
+std::vector<HookSegment> segments_of(const TraceState& trace, NodeId node, const HookOptions& options);
 /// Those of `entry`'s hook that it has no result for, each with what its value depends on.
 std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry);
 Request input_of(const TraceState& trace, NodeId node, const HookSegment& segment);

@@ -38,7 +38,7 @@ LineageKey key_of(const std::vector<Influence>& influences) {
   return key;
 }
 
-Lineages::Lineages(std::shared_ptr<const Graph> graph) : graph_(std::move(graph)) { root_ = &intern({}); }
+Lineages::Lineages(Begin begin) : begin_(std::move(begin)), graph_(begin_.graph()) { root_ = &intern({}); }
 
 Lineage& Lineages::intern(std::vector<Influence> influences) {
   std::unique_ptr<Lineage>& lineage = lineages_[key_of(influences)];
@@ -52,22 +52,37 @@ Lineage& Lineages::intern(std::vector<Influence> influences) {
 bool Lineages::concerns(const Edit& edit, NodeId node) const {
   const bool own =
       edit.node == node && edit.kind != Edit::Kind::kLength;  // Positions stay; what is made of them changes.
-  return own || graph_->reaches(edit.node, node);
+  return own || begin_.reaches(edit.node, node);
+}
+
+// Whether queries before the influence see it in a layer on the way to `node`, because the mask that was given lets
+// them. Within a layer whose scores or pattern it edits it stays with its query.
+bool Lineages::is_seen_ahead(const Influence& influence, NodeId node) const {
+  if (influence.from >= keys_ahead_) return false;
+  const NodeId from = influence.edit->node;
+  const auto passes = [&](NodeId by) { return begin_.reaches(from, by) && (by == node || begin_.reaches(by, node)); };
+  for (const Node& weighting : graph_->nodes()) {
+    if (!weighting.is_weighting() || graph_->mixed_by(from) == weighting.mixed_by) continue;
+    if (passes(weighting.id) || passes(weighting.mixed_by)) return true;
+  }
+  return false;
 }
 
 // The first row of `node` that the influence changes: where it starts, or the first row of all where a layer between
-// them looks at later keys.
+// them looks at later keys; but none of those that are given.
 int64_t Lineages::effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const {
+  const int64_t first = influence.edit->node == node ? 0 : begin_.given(node);
+  if (is_seen_ahead(influence, node)) return first;
   for (const Influence& other : lineage.influences()) {
     const Edit& edit = *other.edit;
     if (&edit == influence.edit || !edit.overlay || !edit.overlay->sees_later_keys()) continue;
     if (influence.from >= edit.overlay->n_keys()) continue;  // It gives no weight to keys as late as these.
     const NodeId mixed = graph_->mixed_by(edit.node);
-    const bool below = influence.edit->node < edit.node && graph_->reaches(influence.edit->node, mixed);
+    const bool below = influence.edit->node < edit.node && begin_.reaches(influence.edit->node, mixed);
     const bool same_weighting = graph_->mixed_by(influence.edit->node) == mixed;
-    if (below && !same_weighting && (node == mixed || graph_->reaches(mixed, node))) return 0;
+    if (below && !same_weighting && (node == mixed || begin_.reaches(mixed, node))) return first;
   }
-  return influence.from;
+  return std::max(influence.from, first);
 }
 
 const std::vector<Span>& Lineages::spans(Lineage& lineage, NodeId node) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "glassformer/graph/graph.h"
+#include "glassformer/trace/begin.h"
 #include "glassformer/trace/cell.h"
 #include "glassformer/trace/edit.h"
 
@@ -57,7 +58,13 @@ class Lineage {
 /// All lineages of a family, each kept once.
 class Lineages {
  public:
-  explicit Lineages(std::shared_ptr<const Graph> graph);
+  explicit Lineages(Begin begin);
+
+  const Begin& begin() const { return begin_; }
+  /// In every layer queries see the first `keys` keys, also those after them; before any value is there.
+  void look_ahead(int64_t keys) { keys_ahead_ = keys; }
+  /// How many keys a query may see at least; 0 where none sees keys after it.
+  int64_t keys_ahead() const { return keys_ahead_; }
 
   Lineage& root() { return *root_; }
   /// The lineage with these influences (in the order in which they count).
@@ -77,8 +84,11 @@ class Lineages {
   }
 
  private:
+  bool is_seen_ahead(const Influence& influence, NodeId node) const;
   int64_t effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const;
 
+  Begin begin_;
+  int64_t keys_ahead_ = 0;
   std::shared_ptr<const Graph> graph_;
   std::map<LineageKey, std::unique_ptr<Lineage>> lineages_;
   Lineage* root_ = nullptr;

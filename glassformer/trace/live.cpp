@@ -43,7 +43,7 @@ bool is_sorted_once(const std::vector<int64_t>& rows) {
 }
 
 bool covers_all(const LiveValue& value, const TraceState& trace) {
-  return static_cast<int64_t>(value.rows.size()) == trace.length;
+  return static_cast<int64_t>(value.rows.size()) == trace.length - trace.begin().first(value.node);
 }
 
 // What a user holds at the node's place, zeros around it.
@@ -76,7 +76,7 @@ Region in_node(const Region& region, const LiveValue& value, const Node& node, c
 at::Tensor TraceState::hand_out(NodeId node, const Positions& positions) {
   TraceState* const self = this;
   at::Tensor value = read_states(std::span<TraceState* const>(&self, 1), node, positions).front();
-  const std::vector<int64_t> rows = absolute(positions);
+  const std::vector<int64_t> rows = rows_of(node, positions);
   if (in_hook >= 0 || !is_sorted_once(rows) || find_live(value) != nullptr) return value;
   live.push_back({node, rows, value});
   live.back().settle();
@@ -92,7 +92,7 @@ LiveValue* TraceState::find_live(const at::Tensor& tensor) {
 void TraceState::detach_live(NodeId changed, const std::string& because, const at::Tensor& except) {
   for (LiveValue& value : live) {
     const bool own = except.defined() && value.held.is_same(except);
-    const bool concerned = changed < 0 || value.node == changed || graph().reaches(changed, value.node);
+    const bool concerned = changed < 0 || value.node == changed || begin().reaches(changed, value.node);
     if (concerned && !own && value.detached.empty()) value.detached = because;
   }
 }

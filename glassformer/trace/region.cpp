@@ -103,6 +103,16 @@ Region& Region::at_axis(size_t axis, std::vector<int64_t> indices, bool drop) {
   return *this;
 }
 
+Region Region::from(const Node& node, int64_t begin, int64_t end) const {
+  const auto is_of_rows = [&](const AxisIndices& given) {
+    return (given.word.empty() ? static_cast<int>(given.axis) : axis_named(node, given.word)) == node.row_axis;
+  };
+  Region region = *this;
+  if (begin > 0 && !mask_.defined() && std::none_of(axes_.begin(), axes_.end(), is_of_rows))
+    region.at_axis(static_cast<size_t>(node.row_axis), RowSet(begin, end).rows());
+  return region;
+}
+
 Overlay::Overlay(const Node& node, at::IntArrayRef shape, const Region& region, const at::Tensor& value,
                  at::ScalarType dtype, at::Device device)
     : shape_(shape.vec()), row_axis_(node.row_axis), weighting_(node.is_weighting()), absent_(node.absent) {
@@ -165,6 +175,10 @@ std::vector<bool> Overlay::read_axes(const Node& node, const Region& region) {
             str(node.name, ": index ", index, " is outside axis '", node.axes[axis].word, "' of size ", shape_[axis]));
       if (index < 0) index += shape_[axis];
     }
+    std::vector<int64_t> sorted = indices;
+    std::sort(sorted.begin(), sorted.end());
+    if (const auto twice = std::adjacent_find(sorted.begin(), sorted.end()); twice != sorted.end())
+      throw InputError(str(node.name, ": index ", *twice, " of axis '", node.axes[axis].word, "' is given twice"));
     dropped[axis] = given.drop;
     const bool all = static_cast<int64_t>(indices.size()) == shape_[axis] && is_run(indices);
     if (!all) indices_[axis] = std::move(indices);

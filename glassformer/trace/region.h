@@ -26,6 +26,8 @@ class Region {
   Region& at(std::string axis, int64_t index);
   /// The indices begin, begin + step, … before end of axis number `axis`.
   Region& at_axis(size_t axis, std::vector<int64_t> indices, bool drop = false);
+  /// The same region, at positions [begin, end) where it says nothing of positions; `end` is the node's last.
+  Region from(const Node& node, int64_t begin, int64_t end) const;
 
   struct AxisIndices {
     std::string word;  // Empty: `axis` says which.

@@ -41,7 +41,8 @@ Request comparison(const TraceState& trace, const Entry& entry) {
 bool is_comparable(const Edit& edit, const Request& request) {
   const Overlay& overlay = *edit.overlay;
   if (edit.made_from.defined()) return true;
-  return !(overlay.whole_rows() && overlay.rows().first() == 0) || is_there(request);
+  const int64_t first = request.family->begin().first(edit.node);
+  return !(overlay.whole_rows() && overlay.rows().first() == first) || is_there(request);
 }
 
 // What the numbers depend on that an overlay is compared with.
@@ -97,7 +98,7 @@ Entry* TraceState::next_unresolved(NodeId node) {
   return nullptr;
 }
 
-std::vector<HookSegment> segments_of(const TraceState& trace, const HookOptions& options) {
+std::vector<HookSegment> segments_of(const TraceState& trace, NodeId node, const HookOptions& options) {
   const std::vector<int64_t>& wanted = options.segments;
   std::vector<HookSegment> found;
   for (size_t i = 0; i < trace.segments.size(); ++i) {
@@ -105,14 +106,15 @@ std::vector<HookSegment> segments_of(const TraceState& trace, const HookOptions&
     if (number < options.first_segment) continue;
     if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
     const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
-    found.push_back({number, trace.segments[i], end, nullptr});
+    const int64_t first = std::max(trace.segments[i], trace.begin().first(node));
+    found.push_back({number, first, end, nullptr});
   }
   return found;
 }
 
 std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry) {
   const Edit& edit = *entry.edit;
-  std::vector<HookSegment> segments = segments_of(trace, edit.hook->options);
+  std::vector<HookSegment> segments = segments_of(trace, edit.node, edit.hook->options);
   std::erase_if(segments, [&](const HookSegment& segment) {
     return std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
       return result.begin == segment.begin && result.end == segment.end;
@@ -198,8 +200,10 @@ void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor
   const Edit& edit = *entry.edit;
   if (trace.edits_before(edit.node, &entry) == edit.made_after) return;
   const Node& node = trace.graph().node(edit.node);
-  at::Tensor source = present.detach().index_select(
-      node.row_axis, at::tensor(edit.made_from_rows.rows(), at::TensorOptions(at::kLong)).to(present.device()));
+  std::vector<int64_t> rows = edit.made_from_rows.rows();
+  for (int64_t& row : rows) row -= trace.begin().first(node.id);
+  at::Tensor source =
+      present.detach().index_select(node.row_axis, at::tensor(rows, at::TensorOptions(at::kLong)).to(present.device()));
   if (node.has_keys()) source = source.narrow(3, 0, edit.made_from.size(3));
   if (is_same(source, edit.made_from)) return;
   const at::NoGradGuard no_grad;  // With and without a graph a value can differ in rounding: look without.
@@ -313,13 +317,17 @@ void resolve(std::span<TraceState* const> traces, NodeId node) {
 
 // --- Reading ---------------------------------------------------------------------------------------------------------
 
-std::vector<int64_t> TraceState::absolute(const Positions& positions) const {
+std::vector<int64_t> TraceState::rows_of(NodeId node, const Positions& positions) const {
+  begin().require(node);
+  if (!positions) return RowSet(begin().first(node), length).rows();
+  std::vector<int64_t> rows = absolute(*positions);
+  for (int64_t row : rows) begin().require(node, row);
+  return rows;
+}
+
+std::vector<int64_t> TraceState::absolute(const std::vector<int64_t>& positions) const {
   std::vector<int64_t> rows;
-  if (!positions) {
-    for (int64_t row = 0; row < length; ++row) rows.push_back(row);
-    return rows;
-  }
-  for (int64_t position : *positions) {
+  for (int64_t position : positions) {
     const int64_t row = position < 0 ? position + length : position;
     if (row < 0 || row >= length)
       throw InputError(str("position ", position, " is outside the trace's ", length, " positions"));
@@ -359,6 +367,7 @@ void check_reading(std::span<TraceState* const> traces, NodeId node) {
       throw OrderError(str("a hook on ", model.graph().node(trace->in_hook).name,
                            " is running: only earlier nodes of its trace can be read; found ",
                            model.graph().node(node).name));
+    trace->begin().require(node);
   }
 }
 
@@ -371,8 +380,10 @@ at::Tensor recorded(const TraceState& trace, NodeId node, const Positions& posit
   const at::Tensor& value = trace.tape.values.at(node).given;
   value.retain_grad();
   if (!positions) return value;
+  std::vector<int64_t> rows = trace.rows_of(node, positions);
+  for (int64_t& row : rows) row -= trace.begin().first(node);
   return value.index_select(trace.graph().node(node).row_axis,
-                            at::tensor(trace.absolute(positions), at::TensorOptions(at::kLong)).to(value.device()));
+                            at::tensor(rows, at::TensorOptions(at::kLong)).to(value.device()));
 }
 
 std::vector<at::Tensor> read_plain(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
@@ -390,7 +401,7 @@ std::vector<at::Tensor> read_plain(std::span<TraceState* const> traces, NodeId n
     std::vector<Request> requests;
     std::vector<std::vector<int64_t>> rows;
     for (const TraceState* trace : part) {
-      rows.push_back(trace->absolute(positions));
+      rows.push_back(trace->rows_of(node, positions));
       requests.push_back(trace->request(node, RowSet::of(rows.back())));
     }
     evaluate(requests, {.keep_requested = true, .lean = lean});

@@ -11,19 +11,12 @@
 namespace glassformer {
 namespace {
 
-void check_tokens(const at::Tensor& tokens, int64_t length, const ModelConfig& config) {
-  if (tokens.size(1) == 0) throw InputError(length == 0 ? "the prompt has no tokens" : "no tokens to append");
-  const auto lowest = tokens.min().item<int64_t>(), highest = tokens.max().item<int64_t>();
-  if (lowest < 0 || highest >= config.d_vocab)
-    throw InputError(str("token ", lowest < 0 ? lowest : highest, " is outside the vocabulary of ", config.d_vocab));
-  if (length + tokens.size(1) > config.n_ctx)
-    throw InputError(str("the input has ", length + tokens.size(1), " tokens; the model's context is ", config.n_ctx));
-}
-
-// Where an edit of `node` comes to stand: after all others of it.
-std::vector<Entry>::iterator place_of(std::vector<Entry>& entries, NodeId node) {
-  return std::upper_bound(entries.begin(), entries.end(), node,
-                          [](NodeId id, const Entry& other) { return id < other.edit->node; });
+// Where an edit comes to stand: after all others of its node. Other tokens come before these: they are what the others
+// change.
+std::vector<Entry>::iterator place_of(std::vector<Entry>& entries, const Edit& edit) {
+  const auto key = [](const Edit& of) { return std::pair(of.node, of.kind != Edit::Kind::kTokens); };
+  return std::upper_bound(entries.begin(), entries.end(), key(edit),
+                          [&](const auto& own, const Entry& other) { return own < key(*other.edit); });
 }
 
 // What a derived edit was made from, as far as it lies before `length`.
@@ -46,88 +39,43 @@ TraceState::~TraceState() {
 
 // --- Giving ----------------------------------------------------------------------------------------------------------
 
-at::Tensor TraceState::as_tokens(const at::Tensor& given) const {
-  if (!given.defined() || given.dim() < 1 || given.dim() > 2)
-    throw ShapeError(
-        str("tokens must be 'pos' or 'batch pos'; found ", given.defined() ? shape_text(given.sizes()) : "nothing"));
-  if (!at::isIntegralType(given.scalar_type(), false))
-    throw InputError(str("tokens must be integers; found ", c10::toString(given.scalar_type())));
-  const at::Tensor tokens = (given.dim() == 1 ? given.unsqueeze(0) : given).to(at::kLong).clone();
-  if (tokens.size(0) != family->batch || tokens.size(0) == 0)
-    throw ShapeError(str("expected tokens for ", family->batch, " sequences; found ", shape_text(given.sizes())));
-  check_tokens(tokens, length, family->model->config());
-  return tokens.to(family->model->weights().device());
-}
-
-void TraceState::start(const at::Tensor& given, const TraceOptions& options) {
-  const at::Tensor tokens = as_tokens(given);
-  family->poll = options.poll;
-  family->keep.what = static_cast<Keep::What>(options.keep);
-  if (options.budget_bytes > 0) family->keep.budget_bytes = options.budget_bytes;
-  const auto check = [&](const at::Tensor& tensor, const char* what) {
-    if (tensor.sizes() != tokens.sizes())
-      throw ShapeError(str(what, ": expected shape ", shape_text(tokens.sizes()), " (batch pos); found ",
-                           shape_text(tensor.sizes())));
-  };
-  const auto copied = [&](const at::Tensor& tensor, at::ScalarType dtype) {
-    return tensor.to(at::TensorOptions(tokens.device()).dtype(dtype), false, true);
-  };
-  give(graph().tokens(), 0, tokens);
-  if (options.attention_mask.defined()) {
-    check(options.attention_mask, "attention_mask");
-    family->mask_given = true;
-    give(graph().attention_mask(), 0, copied(options.attention_mask, at::kBool));
-  }
-  if (options.positions.defined()) {
-    check(options.positions, "positions");
-    const at::Tensor positions = copied(options.positions, at::kLong);
-    if (positions.min().item<int64_t>() < 0 || positions.max().item<int64_t>() >= graph().n_ctx())
-      throw InputError(str("positions must lie from 0 to ", graph().n_ctx() - 1));
-    family->positions_given = true;
-    give(graph().positions(), 0, positions);
-  }
-  length = tokens.size(1);
-  segments = {0};
-  stem = std::make_shared<Stem>(Stem{length});
-  update_length_class();
-}
-
-void TraceState::give(NodeId node, int64_t begin, const at::Tensor& value) {
+void TraceState::give(NodeId node, int64_t first, const at::Tensor& value) {
   std::vector<Influence> tokens_only;
   for (const Entry& entry : entries)
     if (entry.edit->kind == Edit::Kind::kTokens) tokens_only.push_back({entry.edit.get(), entry.edit->first_row});
-  if (node != graph().tokens()) tokens_only.clear();
+  if (node != begin().source()) tokens_only.clear();
   Cell& cell = family->lineages.intern(std::move(tokens_only)).cell(graph().node(node));
   cell.keep = true;
-  const RowSet missing = RowSet(begin, begin + value.size(1)).without(cell.valid());  // A fork may have been here.
+  const RowSet missing = RowSet(first, first + value.size(1)).without(cell.valid());  // A fork may have been here.
   for (const Interval& part : missing.intervals())
-    cell.insert(RowSet(part.begin, part.end), value.narrow(1, part.begin - begin, part.end - part.begin), true);
+    cell.insert(RowSet(part.begin, part.end), value.narrow(1, part.begin - first, part.end - part.begin), true);
 }
 
 void TraceState::append(const at::Tensor& given) {
   begin_editing();
-  const at::Tensor tokens = as_tokens(given);
+  const at::Tensor value = as_given(given);
   if (stem->length != length) {
     auto branch = std::make_shared<Edit>();
     branch->kind = Edit::Kind::kTokens;
-    branch->node = graph().tokens();
+    branch->node = begin().source();
     branch->first_row = length;
     add(std::move(branch));
     stem = std::make_shared<Stem>();
   }
-  give(graph().tokens(), length, tokens);
+  give(begin().source(), length, value);
+  const int64_t n_new = value.size(1);
   if (family->mask_given)
     give(graph().attention_mask(), length,
-         at::ones(tokens.sizes(), at::TensorOptions(at::kBool).device(tokens.device())));
+         at::ones({family->batch, n_new}, at::TensorOptions(at::kBool).device(value.device())));
   if (family->positions_given) {
     const at::Tensor last =
         gather({family.get(), &family->lineages.root(), graph().positions(), RowSet(length - 1, length)});
-    give(graph().positions(), length, last + at::arange(1, tokens.size(1) + 1, tokens.options()));
+    give(graph().positions(), length, last + at::arange(1, n_new + 1, last.options()));
   }
   detach_live(-1, "tokens were appended");
   tape.clear();
   segments.push_back(length);
-  length += tokens.size(1);
+  length += n_new;
   stem->length = length;
   for (Entry& entry : entries)
     if (entry.edit->kind == Edit::Kind::kHook) entry.from.reset();  // The new segment is still to be called.
@@ -136,13 +84,14 @@ void TraceState::append(const at::Tensor& given) {
 
 void TraceState::truncate(int64_t to_length) {
   begin_editing();
-  if (to_length < 1 || to_length > length)
+  const int64_t least = begin().n_past() + 1;
+  if (to_length < least || to_length > length)
     throw InputError(
-        str("a trace of ", length, " positions can be cut to 1 to ", length, " of them; found ", to_length));
+        str("a trace of ", length, " positions can be cut to ", least, " to ", length, " of them; found ", to_length));
   const int64_t prompt = segments.size() > 1 ? segments[1] : length;
   if (to_length < prompt && (family->mask_given || family->positions_given))
     throw InputError(str("the prompt came with ", family->mask_given ? "an attention_mask" : "positions", " for its ",
-                         prompt, " tokens and can't be cut to ", to_length, ": make a new trace"));
+                         prompt, " positions and can't be cut to ", to_length, ": make a new trace"));
   if (to_length == length) return;
   detach_live(-1, "the trace was cut");
   tape.clear();
@@ -206,7 +155,7 @@ void TraceState::update_length_class() {
   std::weak_ptr<Edit>& known = family->length_edits[length_now];
   std::shared_ptr<Edit> edit = known.lock();
   if (edit) {
-    entries.insert(place_of(entries, edit->node), {edit, 0, {}});
+    entries.insert(place_of(entries, *edit), {edit, 0, {}});
     return;
   }
   edit = std::make_shared<Edit>();
@@ -232,7 +181,8 @@ void TraceState::insert(std::shared_ptr<Edit> edit, const at::Tensor& held) {
   std::optional<int64_t> from;
   if (!edit->changes_values()) from = edit->first_row;
   detach_live(node, str("an edit of ", graph().node(node).name), held);
-  entries.insert(place_of(entries, node), {std::move(edit), from, {}});
+  const auto place = place_of(entries, *edit);
+  entries.insert(place, {std::move(edit), from, {}});
   forget_effects(node);
 }
 
@@ -258,6 +208,7 @@ void TraceState::add_gradient_function(NodeId node, GradientFunction function) {
 
 void TraceState::add_hook(NodeId node, Hook hook) {
   begin_editing();
+  begin().require(node);
   auto edit = std::make_shared<Edit>();
   edit->kind = Edit::Kind::kHook;
   edit->node = node;
@@ -266,9 +217,9 @@ void TraceState::add_hook(NodeId node, Hook hook) {
 }
 
 void TraceState::forget_effects(NodeId node) {
-  tape.forget_after(graph(), node);
+  tape.forget_after(begin(), node);
   for (Entry& entry : entries)
-    if (entry.edit->changes_values() && graph().reaches(node, entry.edit->node)) {
+    if (entry.edit->changes_values() && begin().reaches(node, entry.edit->node)) {
       entry.from.reset();
       clear_results(entry);
     }
@@ -301,14 +252,18 @@ void TraceState::drop(NodeId node) {
   for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
 }
 
+at::ScalarType TraceState::dtype_of(const Node& node) const {
+  if (node.is_input) return node.id == graph().attention_mask() ? at::kBool : at::kLong;
+  const at::ScalarType dtype = family->model->weights().dtype();
+  return node.name.ends_with("hook_scale") && dtype != at::kDouble ? at::kFloat : dtype;
+}
+
 std::shared_ptr<Edit> TraceState::make_overlay(const Node& node, const at::Tensor& value, const Region& region,
                                                int64_t at_length) const {
-  at::ScalarType dtype = family->model->weights().dtype();
-  if (node.is_input) dtype = node.id == graph().attention_mask() ? at::kBool : at::kLong;
-  if (node.name.ends_with("hook_scale") && dtype != at::kDouble) dtype = at::kFloat;
   auto edit = std::make_shared<Edit>();
   edit->node = node.id;
-  edit->overlay.emplace(node, shape_of(node, at_length), region, value, dtype, family->model->weights().device());
+  edit->overlay.emplace(node, shape_of(node, at_length), region, value, dtype_of(node),
+                        family->model->weights().device());
   if (node.id == graph().tokens() || node.id == graph().positions()) {
     const at::Tensor numbers = value.to(at::kLong);
     const int64_t limit = node.id == graph().tokens() ? family->model->config().d_vocab : graph().n_ctx();

@@ -42,13 +42,24 @@ struct TraceState {
 
   ~TraceState();
   const Graph& graph() const { return family->graph(); }
+  const Begin& begin() const { return family->begin(); }
+
+  // --- Beginning (start.cpp)
+  /// A trace of a new family on tokens, or on the value of `node`.
+  static std::unique_ptr<TraceState> started(std::shared_ptr<const Model> model, const at::Tensor& given,
+                                             const TraceOptions& options, std::optional<NodeId> node = {});
+  void give_mask(const at::Tensor& mask);
+  void give_positions(const at::Tensor& positions);
+  void give_past(const Past& past);
+  /// What the user gives for the node at which the trace begins, checked: `batch pos …`.
+  at::Tensor as_given(const at::Tensor& given) const;
+  at::Tensor as_tokens(const at::Tensor& given) const;
+  at::Tensor as_value(const at::Tensor& given) const;
 
   // --- Giving (state.cpp)
-  void start(const at::Tensor& tokens, const TraceOptions& options);
-  void append(const at::Tensor& tokens);
+  void append(const at::Tensor& given);
   void truncate(int64_t to_length);
   void cut_edits(int64_t to_length);
-  at::Tensor as_tokens(const at::Tensor& given) const;
   void give(NodeId node, int64_t begin, const at::Tensor& value);
   void update_length_class();
 
@@ -66,6 +77,7 @@ struct TraceState {
   void forget_effects(NodeId node);
   static void add_result(Entry& entry, HookResult result);
   void clear_results(Entry& entry);
+  at::ScalarType dtype_of(const Node& node) const;
   std::shared_ptr<Edit> make_overlay(const Node& node, const at::Tensor& value, const Region& region,
                                      int64_t length) const;
 
@@ -108,7 +120,9 @@ struct TraceState {
   // --- Reading (resolve.cpp)
   Request request(NodeId node, const RowSet& rows) const { return {family.get(), &lineage_of(node), node, rows}; }
   std::vector<int64_t> shape_of(const Node& node, int64_t at_length) const;
-  std::vector<int64_t> absolute(const Positions& positions) const;
+  std::vector<int64_t> absolute(const std::vector<int64_t>& positions) const;
+  /// Those positions of a node, or all that there are. `UnavailableError` for others.
+  std::vector<int64_t> rows_of(NodeId node, const Positions& positions) const;
   /// The rows in the order asked for, in memory that nobody else holds.
   at::Tensor collected(NodeId node, const std::vector<int64_t>& rows) const;
 };

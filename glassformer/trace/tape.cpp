@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_lazy_clone.h>
+#include <ATen/ops/cat.h>
 #include <c10/core/impl/COW.h>
 
 #include <algorithm>
@@ -12,8 +13,8 @@
 
 namespace glassformer {
 
-void Tape::forget_after(const Graph& graph, NodeId node) {
-  std::erase_if(values, [&](const auto& entry) { return graph.reaches(node, entry.first); });
+void Tape::forget_after(const Begin& begin, NodeId node) {
+  std::erase_if(values, [&](const auto& entry) { return begin.reaches(node, entry.first); });
 }
 
 void Tape::strip(NodeId node) {
@@ -55,11 +56,13 @@ bool is_root(const Entry& entry) {
   });
 }
 
+RowSet all_rows(const TraceState& trace, NodeId node) { return {trace.begin().first(node), trace.length}; }
+
 // A constant in the place of all that was computed.
 bool replaces_all(const TraceState& trace, const Entry& entry) {
   const std::optional<Overlay>& overlay = entry.edit->overlay;
   return overlay && overlay->whole_rows() && !entry.edit->made_from.defined() &&
-         overlay->rows() == RowSet(0, trace.length);
+         overlay->rows() == all_rows(trace, entry.edit->node);
 }
 
 bool needs_step(const TraceState& trace, NodeId node) {
@@ -82,11 +85,14 @@ std::vector<bool> nodes_with_graph(const TraceState& trace) {
   if (!trace.tracked && !from_weights && !from_edits) return {};
   std::vector<bool> found(trace.graph().nodes().size(), false);
   for (const Node& node : trace.graph().nodes()) {
+    if (trace.begin().first(node.id) == Begin::kNever) continue;
     bool needs = trace.tracked && !node.is_input;
-    for (const Step* step : {&node.open, &node.fast}) {
-      for (const StepInput& input : step->inputs) needs = needs || found[static_cast<size_t>(input.node)];
-      for (WeightId weight : step->weights) needs = needs || (from_weights && weights.requires_grad(weight));
-    }
+    const bool is_given = node.id == trace.begin().source();
+    if (!is_given)
+      for (const Step* step : {&node.open, &node.fast}) {
+        for (const StepInput& input : step->inputs) needs = needs || found[static_cast<size_t>(input.node)];
+        for (WeightId weight : step->weights) needs = needs || (from_weights && weights.requires_grad(weight));
+      }
     found[static_cast<size_t>(node.id)] = needs;
     if (from_edits && !needs)
       for (const Entry* entry : entries_on(trace, node.id))
@@ -101,32 +107,46 @@ bool is_left_out(const TraceState& trace, const StepInput& input) {
 
 std::pair<const Step*, bool> recorded_step(const TraceState& trace, NodeId id) {
   const Node& node = trace.graph().node(id);
-  const bool fast = node.fast.run && std::none_of(node.skipped.begin(), node.skipped.end(), [&](NodeId skipped) {
-                      return trace.tape.has(skipped) || !entries_on(trace, skipped).empty();
-                    });
+  const bool fast =
+      trace.begin().has_fast(node) && std::none_of(node.skipped.begin(), node.skipped.end(), [&](NodeId skipped) {
+        return trace.tape.has(skipped) || !entries_on(trace, skipped).empty();
+      });
   return {fast ? &node.fast : &node.open, fast};
 }
 
-at::Tensor plain_value(TraceState& trace, NodeId node) {
+at::Tensor plain_value(TraceState& trace, NodeId node, const RowSet& rows) {
   TraceState* const self = &trace;
   resolve(std::span<TraceState* const>(&self, 1), node);
-  const Request request = trace.request(node, RowSet(0, trace.length));
-  evaluate({request}, {.keep_requested = false, .trim = false});
-  at::Tensor value = trace.collected(node, trace.absolute(std::nullopt));
+  evaluate({trace.request(node, rows)}, {.keep_requested = false, .trim = false});
+  at::Tensor value = trace.collected(node, rows.rows());
   trace.family->trim();
   return value;
 }
 
-at::Tensor run_whole_step(const TraceState& trace, const Step& step, const std::vector<at::Tensor>& inputs) {
-  const RowSet rows(0, trace.length);
+at::Tensor plain_value(TraceState& trace, NodeId node) { return plain_value(trace, node, all_rows(trace, node)); }
+
+at::Tensor run_whole_step(TraceState& trace, const Node& node, const Step& step,
+                          const std::vector<at::Tensor>& inputs) {
+  const int64_t first = trace.begin().first(node.id), begin = std::max(first, trace.begin().given(node.id));
+  const RowSet rows(begin, trace.length);
   int64_t length_class = 0;
   for (const Entry& entry : trace.entries)
     if (entry.edit->kind == Edit::Kind::kLength) length_class = entry.edit->length_class;
   std::vector<at::Tensor> given = inputs;
-  if (step.by_row)
-    for (at::Tensor& input : given) input = input.flatten(0, 1);
-  const at::Tensor output = step.run({given, trace.family->model->weights(), rows, trace.length, length_class});
-  return step.by_row ? output.unflatten(0, {trace.family->batch, trace.length}) : output;
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (!given[i].defined()) continue;
+    const NodeId input = step.inputs[i].node;
+    const int64_t before = step.inputs[i].reach == Reach::kSameRow ? begin - trace.begin().first(input) : 0;
+    const int axis = trace.graph().node(input).row_axis;
+    if (before > 0) given[i] = given[i].narrow(axis, before, given[i].size(axis) - before);
+    if (step.by_row) given[i] = given[i].flatten(0, 1);
+  }
+  const std::optional<QueryMask>& mask = trace.family->query_mask;
+  at::Tensor output = step.run({given, trace.family->model->weights(), rows, trace.length, length_class,
+                                mask && !step.by_row ? &*mask : nullptr});
+  if (step.by_row) output = output.unflatten(0, {trace.family->batch, rows.count()});
+  if (begin == first) return output;
+  return at::cat({plain_value(trace, node.id, RowSet(first, begin)), output}, node.row_axis);  // A past was given.
 }
 
 namespace {
@@ -158,7 +178,9 @@ class Recorder {
     std::vector<bool> wanted(static_cast<size_t>(target_) + 1, false);
     wanted.back() = true;
     for (NodeId node = target_; node >= 0; --node) {
-      if (!wanted[static_cast<size_t>(node)] || trace.tape.has(node) || !needs_step(trace, node)) continue;
+      if (!wanted[static_cast<size_t>(node)] || trace.tape.has(node) || !needs_step(trace, node) ||
+          node == trace.begin().source())
+        continue;
       for (const StepInput& input : recorded_step(trace, node).first->inputs)
         if (recorded[static_cast<size_t>(input.node)] && !is_left_out(trace, input))
           wanted[static_cast<size_t>(input.node)] = true;
@@ -179,17 +201,22 @@ class Recorder {
     if (trace.tape.has(id)) return;
     if (trace.family->poll) trace.family->poll();
     Taped taped;
-    if (needs_step(trace, id)) {
+    const Node& node = trace.graph().node(id);
+    if (id == trace.begin().source()) {
+      taped.computed = plain_value(trace, id);
+    } else if (needs_step(trace, id)) {
       const auto [step, fast] = recorded_step(trace, id);
       std::vector<at::Tensor> inputs;
       for (const StepInput& input : step->inputs) inputs.push_back(input_value(trace, input));
       taped.fast = fast;
-      taped.computed = run_whole_step(trace, *step, inputs);
+      taped.computed = run_whole_step(trace, node, *step, inputs);
+      trace.family->rows_computed[static_cast<size_t>(id)] += trace.family->batch * taped.computed.size(node.row_axis);
+    }
+    if (taped.computed.defined()) {
       if (trace.tracked && !taped.computed.requires_grad())
         taped.computed = taped.computed.detach().clone().requires_grad_();
       taped.given = lazy_clone(taped.computed);
       taped.used = lazy_clone(taped.given);
-      trace.family->rows_computed[static_cast<size_t>(id)] += trace.family->batch * trace.length;
     }
     trace.tape.values[id] = std::move(taped);
   }
@@ -226,7 +253,7 @@ class Recorder {
   void apply(TraceState& trace, NodeId id, const Entry& entry) const {
     const std::shared_ptr<Edit> edit = entry.edit;
     const at::Tensor base = trace.tape.values[id].used;
-    const RowSet rows(0, trace.length);
+    const RowSet rows = all_rows(trace, id);
     switch (edit->kind) {
       case Edit::Kind::kOverlay:
         if (edit->made_from.defined()) require_same_source(trace, entry, base);
@@ -253,15 +280,15 @@ class Recorder {
     for (const Entry& entry : trace.entries)
       if (entry.edit == edit)
         for (const HookResult& result : entry.results)
-          if (result.overlay) value = result.overlay->overlay->applied(value, RowSet(0, trace.length));
+          if (result.overlay) value = result.overlay->overlay->applied(value, all_rows(trace, edit->node));
     return lazy_clone(value);
   }
 
   static at::Tensor hooked(TraceState& trace, NodeId id, Hook& hook, const at::Tensor& base) {
     const Node& node = trace.graph().node(id);
     at::Tensor value = base;
-    for (const HookSegment& segment : segments_of(trace, hook.options)) {
-      const at::Tensor before = part_of(base, node, segment), given = before.clone(at::MemoryFormat::Contiguous);
+    for (const HookSegment& segment : segments_of(trace, id, hook.options)) {
+      const at::Tensor before = part_of(trace, base, node, segment), given = before.clone(at::MemoryFormat::Contiguous);
       at::Tensor after;
       {
         const RunningHook running(trace, id);
@@ -274,8 +301,10 @@ class Recorder {
     return lazy_clone(value);
   }
 
-  static at::Tensor part_of(const at::Tensor& value, const Node& node, const HookSegment& segment) {
-    const at::Tensor rows = value.narrow(node.row_axis, segment.begin, segment.end - segment.begin);
+  static at::Tensor part_of(const TraceState& trace, const at::Tensor& value, const Node& node,
+                            const HookSegment& segment) {
+    const int64_t first = segment.begin - trace.begin().first(node.id);
+    const at::Tensor rows = value.narrow(node.row_axis, first, segment.end - segment.begin);
     return node.has_keys() ? rows.narrow(3, 0, segment.end) : rows;
   }
 
@@ -283,7 +312,7 @@ class Recorder {
                                 const at::Tensor& value, const at::Tensor& after) {
     Region region;
     region.at_axis(static_cast<size_t>(node.row_axis), RowSet(segment.begin, segment.end).rows());
-    return trace.make_overlay(node, after, region, segment.end)->overlay->applied(value, RowSet(0, trace.length));
+    return trace.make_overlay(node, after, region, segment.end)->overlay->applied(value, all_rows(trace, node.id));
   }
 
   // So that the same numbers without a graph are no new input.
@@ -325,14 +354,14 @@ class Recorder {
       values.push_back(trace->tape.values.at(id).used);
     }
     require_whole_batch(members, *edit->hook, node);
-    const size_t n_segments = segments_of(*members.front().trace, edit->hook->options).size();
+    const size_t n_segments = segments_of(*members.front().trace, id, edit->hook->options).size();
     for (size_t number = 0; number < n_segments; ++number) {
       std::vector<at::Tensor> inputs;
       for (size_t i = 0; i < members.size(); ++i) {
-        const std::vector<HookSegment> segments = segments_of(*members[i].trace, edit->hook->options);
+        const std::vector<HookSegment> segments = segments_of(*members[i].trace, id, edit->hook->options);
         if (segments.size() != n_segments) refuse_unequal_segments();
         members[i].segment = segments[number];
-        inputs.push_back(part_of(values[i], node, members[i].segment));
+        inputs.push_back(part_of(*members[i].trace, values[i], node, members[i].segment));
       }
       const std::vector<at::Tensor> made = call_padded(members, inputs, *edit->hook, node);
       for (size_t i = 0; i < members.size(); ++i)

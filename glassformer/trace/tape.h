@@ -30,7 +30,7 @@ struct Tape {
   bool has(NodeId node) const { return values.contains(node); }
   void clear() { values.clear(); }
   /// Drops what depends on `node`.
-  void forget_after(const Graph& graph, NodeId node);
+  void forget_after(const Begin& begin, NodeId node);
   /// Takes the edits off a node's value.
   void strip(NodeId node);
 };
@@ -47,10 +47,11 @@ void record(std::span<TraceState* const> traces, NodeId node);
 
 /// The step that makes a node in this trace when it is recorded, and whether it is the fast one.
 std::pair<const Step*, bool> recorded_step(const TraceState& trace, NodeId node);
-/// The whole value of a node without a graph.
+/// The value of a node without a graph, whole or at some rows.
+at::Tensor plain_value(TraceState& trace, NodeId node, const RowSet& rows);
 at::Tensor plain_value(TraceState& trace, NodeId node);
-/// Runs a step on whole values.
-at::Tensor run_whole_step(const TraceState& trace, const Step& step, const std::vector<at::Tensor>& inputs);
+/// Runs a step of `node` on whole values.
+at::Tensor run_whole_step(TraceState& trace, const Node& node, const Step& step, const std::vector<at::Tensor>& inputs);
 /// Whether a step gets nothing for this input.
 bool is_left_out(const TraceState& trace, const StepInput& input);
 

@@ -22,8 +22,8 @@ namespace {
 std::string state_of(TraceState& trace, NodeId id) {
   if (trace.next_unresolved(id) != nullptr) return "stale";
   Lineage& lineage = trace.lineage_of(id);
-  const int64_t length = trace.length;
-  const int64_t rows = valid_rows({trace.family.get(), &lineage, id, {}}).within(0, length).count();
+  const int64_t first = trace.begin().first(id), length = trace.length - first;
+  const int64_t rows = valid_rows({trace.family.get(), &lineage, id, {}}).within(first, trace.length).count();
   std::string state = rows == length ? "computed"
                       : rows == 0    ? "not computed"
                                      : str("computed at ", rows, " of ", length, " positions");
@@ -37,25 +37,27 @@ std::string Trace::explain(std::string_view name) {
   state_->collect_live();
   const Graph& graph = model().graph();
   const Node& node = graph.node(graph.find(name));
-  std::string text = str(node.name, "  ", shape_words(node), " ", shape_text(state_->shape_of(node, length())), "\n  ",
-                         state_of(*state_, node.id));
+  state_->begin().require(node.id);
+  std::vector<int64_t> shape = state_->shape_of(node, length());
+  shape[static_cast<size_t>(node.row_axis)] -= state_->begin().first(node.id);
+  std::string text =
+      str(node.name, "  ", shape_words(node), " ", shape_text(shape), "\n  ", state_of(*state_, node.id));
   for (const Entry& entry : state_->entries)
     if (entry.edit->node == node.id && entry.edit->is_put())
       text += entry.edit->overlay                         ? str("\n  set ", entry.edit->overlay->text())
               : entry.edit->kind == Edit::Kind::kGradient ? "\n  hook on the gradient"
                                                           : "\n  hook";
-  if (node.is_input) return text + "\n  given";
+  if (node.is_input || node.id == state_->begin().source()) return text + "\n  given";
   TraceState* state = state_.get();
   resolve(std::span<TraceState* const>(&state, 1), node.id);
-  const bool fast = node.fast.run && !state->lineage_of(node.id).edits_any(node.skipped);
-  const Step& step = fast ? node.fast : node.open;
+  const Step& step = state->family->step_of(node, state->lineage_of(node.id));
   text += "\n  = " + step.text;
   for (const StepInput& input : step.inputs) {
     const Node& from = graph.node(input.node);
     text += str("\n    ", from.name, input.reach == Reach::kUpToRow ? " (positions up to each)" : "", ": ",
                 state_of(*state_, from.id));
   }
-  for (NodeId skipped : fast ? node.skipped : std::vector<NodeId>{})
+  for (NodeId skipped : &step == &node.fast ? node.skipped : std::vector<NodeId>{})
     text += "\n  passes over " + graph.node(skipped).name;
   return text;
 }

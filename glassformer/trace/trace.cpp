@@ -13,17 +13,16 @@
 namespace glassformer {
 
 Trace::Trace(std::shared_ptr<const Model> model, const at::Tensor& tokens, const TraceOptions& options)
-    : state_(std::make_unique<TraceState>()) {
-  const int64_t batch = tokens.dim() == 2 ? tokens.size(0) : 1;
-  state_->family = std::make_shared<Family>(std::move(model), batch);
-  state_->start(tokens, options);
-}
+    : Trace(TraceState::started(std::move(model), tokens, options)) {}
 
 Trace::Trace(std::shared_ptr<const Model> model, std::string_view text, const TraceOptions& options)
-    : state_(std::make_unique<TraceState>()) {
-  const std::vector<int64_t> ids = model->tokenizer().encode(text);
-  state_->family = std::make_shared<Family>(std::move(model), 1);
-  state_->start(at::tensor(ids, at::TensorOptions(at::kLong)), options);
+    : Trace(TraceState::started(model, at::tensor(model->tokenizer().encode(text), at::TensorOptions(at::kLong)),
+                                options)) {}
+
+Trace Trace::from_node(std::shared_ptr<const Model> model, std::string_view node, const at::Tensor& value,
+                       const TraceOptions& options) {
+  const NodeId id = model->graph().find(node);
+  return Trace(TraceState::started(std::move(model), value, options, id));
 }
 
 Trace::Trace(std::unique_ptr<TraceState> state) : state_(std::move(state)) {}
@@ -35,6 +34,8 @@ const Model& Trace::model() const { return *state_->family->model; }
 std::shared_ptr<const Model> Trace::model_ptr() const { return state_->family->model; }
 int64_t Trace::batch() const { return state_->family->batch; }
 int64_t Trace::length() const { return state_->length; }
+int64_t Trace::begin() const { return state_->begin().n_past(); }
+const std::string& Trace::begin_node() const { return model().graph().node(state_->begin().source()).name; }
 int64_t Trace::n_segments() const { return static_cast<int64_t>(state_->segments.size()); }
 at::Tensor Trace::tokens() { return read("hook_tokens"); }
 
@@ -47,7 +48,16 @@ Trace Trace::fork() const {
   return Trace(std::move(other));
 }
 
-void Trace::append(const at::Tensor& tokens) { state_->append(tokens); }
+Past Trace::past() {
+  Past past;
+  for (int64_t layer = 0; layer < model().config().n_layers; ++layer) {
+    const std::string attn = str("blocks.", layer, ".attn.");
+    past.push_back({read(attn + "hook_k"), read(attn + "hook_v")});
+  }
+  return past;
+}
+
+void Trace::append(const at::Tensor& given) { state_->append(given); }
 
 void Trace::truncate(int64_t to_length) { state_->truncate(to_length); }
 
@@ -56,11 +66,14 @@ void Trace::truncate(int64_t to_length) { state_->truncate(to_length); }
 void Trace::set(std::string_view name, const at::Tensor& value, const Region& region) {
   state_->begin_editing();
   const Node& node = model().graph().node(model().graph().find(name));
+  state_->begin().require(node.id);
   if (state_->is_present(value, node, region)) return;
-  std::shared_ptr<Edit> edit = state_->make_overlay(node, value, region, length());
+  const int64_t first = state_->begin().first(node.id);
+  std::shared_ptr<Edit> edit = state_->make_overlay(node, value, region.from(node, first, length()), length());
   const Overlay& overlay = *edit->overlay;
   if (overlay.rows().empty()) return;
-  if (overlay.whole_rows() && overlay.rows() == RowSet(0, length())) state_->drop(node.id);
+  state_->begin().require(node.id, overlay.rows().first());
+  if (overlay.whole_rows() && overlay.rows() == RowSet(first, length())) state_->drop(node.id);
   state_->add(std::move(edit));
 }
 
@@ -69,7 +82,7 @@ void Trace::edit(std::string_view name, const std::function<at::Tensor(const at:
   const Node& node = model().graph().node(model().graph().find(name));
   const at::Tensor present = read(name);
   const at::Tensor changed = change(present.clone());
-  std::vector<int64_t> rows = state_->absolute(std::nullopt);
+  const std::vector<int64_t> rows = state_->rows_of(node.id, std::nullopt);
   state_->add(state_->make_derived(node, changed, rows, present.detach().clone()));
 }
 
@@ -123,7 +136,7 @@ at::Tensor Trace::read(std::string_view name, const Positions& positions) {
 
 at::Tensor Trace::logits_at(int64_t position) { return read("logits", Positions{{position}}).squeeze(1); }
 
-Window Trace::at(std::vector<int64_t> positions) { return {this, state_->absolute(Positions(std::move(positions)))}; }
+Window Trace::at(const std::vector<int64_t>& positions) { return {this, state_->absolute(positions)}; }
 
 void Window::set(std::string_view node, const at::Tensor& value) {
   const Graph& graph = trace_->model().graph();

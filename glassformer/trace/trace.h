@@ -28,12 +28,23 @@ enum class KeepValues {
   kNeeded,  // What was read or edited, keys and values.
 };
 
+/// Keys (before rotation) and values of one layer, `batch pos kv_head d_head`: the nodes attn.hook_k and attn.hook_v.
+struct LayerPast {
+  at::Tensor k, v;
+};
+/// Of every layer, in order, at the same positions.
+using Past = std::vector<LayerPast>;
+
+/// Where there is a past, mask and positions cover it too.
 struct TraceOptions {
-  at::Tensor attention_mask = {};  // `batch key_pos`: 0 where a key is padding; undefined: no padding.
-  at::Tensor positions = {};       // `batch pos`: the position ids; undefined: 0, 1, 2, …
+  // `batch key_pos`: 0 where a key is padding. Or `batch query_pos key_pos`: 1 where the query sees that key, in the
+  // place of order and windows; what is appended sees all keys before it that any query saw. Undefined: no padding.
+  at::Tensor attention_mask = {};
+  at::Tensor positions = {};  // `batch pos`: the position ids; undefined: 0, 1, 2, …
   KeepValues keep = KeepValues::kBudget;
   int64_t budget_bytes = 0;         // 0: the larger of 64 MB and a quarter of the weights.
   std::function<void()> poll = {};  // Called between steps; may throw to stop. What was computed until then stays.
+  Past past = {};                   // What comes before the tokens; empty: nothing.
 };
 
 /// How many rows (batch times positions) of a node were computed for a trace and its forks.
@@ -53,6 +64,10 @@ class Trace {
   Trace(std::shared_ptr<const Model> model, const at::Tensor& tokens, const TraceOptions& options = {});
   /// A trace on a text, as the model's tokenizer has it.
   Trace(std::shared_ptr<const Model> model, std::string_view text, const TraceOptions& options = {});
+  /// A trace that begins at a node with an axis `pos`, on its value (`batch pos …`; without `batch` for one). What
+  /// can't be computed from that is unavailable: `UnavailableError`. Raises `ShapeError`, `InputError`.
+  static Trace from_node(std::shared_ptr<const Model> model, std::string_view node, const at::Tensor& value,
+                         const TraceOptions& options = {});
   ~Trace();
   Trace(Trace&&) noexcept;
   Trace& operator=(Trace&&) noexcept;
@@ -61,12 +76,18 @@ class Trace {
   const Model& model() const;
   std::shared_ptr<const Model> model_ptr() const;
   int64_t batch() const;
-  int64_t length() const;      // Positions.
-  int64_t n_segments() const;  // The prompt and each append.
-  at::Tensor tokens();         // `batch pos`
+  int64_t length() const;  // Positions, those of a past among them.
+  /// The first position that is more than a past: 0 where there is none. Before it there are keys (also rotated ones),
+  /// values and inputs only.
+  int64_t begin() const;
+  const std::string& begin_node() const;  // "hook_tokens", or the node that was given in their place.
+  int64_t n_segments() const;             // The prompt and each append.
+  at::Tensor tokens();                    // `batch pos`, from `begin()` on.
+  /// The keys and values of every layer at all positions, for another trace to begin with.
+  Past past();
 
-  /// The value of a node, whole or at some positions (in the order given): the node's shape, with as many positions. A
-  /// copy.
+  /// The value of a node, whole (at all positions where there is one) or at some positions, in the order given: the
+  /// node's shape, with as many positions. A copy. `UnavailableError` where there is none.
   at::Tensor read(std::string_view node, const Positions& positions = std::nullopt);
   /// `batch pos d_vocab`, or `batch d_vocab` at one position.
   at::Tensor logits() { return read("logits"); }
@@ -102,13 +123,14 @@ class Trace {
   void unset(std::string_view node);
   /// A second trace that shares everything computed, before and after.
   Trace fork() const;
-  /// More tokens at the end: `batch pos`, or `pos` for a batch of one.
-  void append(const at::Tensor& tokens);
+  /// More tokens at the end: `batch pos`, or `pos` for a batch of one; of a trace that begins at another node, that
+  /// node's values.
+  void append(const at::Tensor& given);
   /// Drops the positions from `length` on, with what edits say of them; forks keep theirs. `InputError` for a length
-  /// outside the trace, or within a prompt that came with a mask or positions.
+  /// outside the trace, within a past, or within a prompt that came with a mask or positions.
   void truncate(int64_t length);
   /// The same trace, read and edited at these positions only.
-  Window at(std::vector<int64_t> positions);
+  Window at(const std::vector<int64_t>& positions);
 
   /// For bindings: a value whose changes in place count as edits, collected by the trace's next operation;
   /// `StaleEditError` from that one where the node had another value by then.

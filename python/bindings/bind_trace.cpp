@@ -30,6 +30,15 @@ TraceOptions trace_options(const std::optional<at::Tensor>& mask, const std::opt
   return options;
 }
 
+using KeysAndValues = std::vector<std::pair<at::Tensor, at::Tensor>>;
+
+Past past_of(const KeysAndValues& given) {
+  if (given.empty()) throw ShapeError("past: expected keys and values of every layer; found none");
+  Past past;
+  for (const auto& [k, v] : given) past.push_back({k, v});
+  return past;
+}
+
 std::vector<int64_t> node_shape(const Model& model, const std::string& name, int64_t batch, int64_t length) {
   std::vector<int64_t> shape;
   for (const Axis& axis : model.graph().node(model.graph().find(name)).axes)
@@ -57,13 +66,39 @@ void bind_trace(py::module_& module) {
   py::class_<Trace>(module, "Trace")
       .def(py::init([](const std::shared_ptr<Model>& model, const at::Tensor& tokens,
                        const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& positions,
-                       const std::string& keep,
-                       int64_t budget) { return Trace(model, tokens, trace_options(mask, positions, keep, budget)); }),
+                       const std::string& keep, int64_t budget, const std::optional<KeysAndValues>& past) {
+             TraceOptions options = trace_options(mask, positions, keep, budget);
+             if (past) options.past = past_of(*past);
+             return Trace(model, tokens, options);
+           }),
            py::arg("model"), py::arg("tokens"), py::arg("attention_mask") = py::none(),
-           py::arg("positions") = py::none(), py::arg("keep") = "budget", py::arg("budget_bytes") = 0)
+           py::arg("positions") = py::none(), py::arg("keep") = "budget", py::arg("budget_bytes") = 0,
+           py::arg("past") = py::none())
+      .def_static(
+          "from_node",
+          [](const std::shared_ptr<Model>& model, const std::string& node, const at::Tensor& value,
+             const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& positions, const std::string& keep,
+             int64_t budget) {
+            return Trace::from_node(model, node, value, trace_options(mask, positions, keep, budget));
+          },
+          py::arg("model"), py::arg("node"), py::arg("value"), py::arg("attention_mask") = py::none(),
+          py::arg("positions") = py::none(), py::arg("keep") = "budget", py::arg("budget_bytes") = 0)
       .def_property_readonly("batch", &Trace::batch)
       .def_property_readonly("length", &Trace::length)
+      .def_property_readonly("begin", &Trace::begin)
+      .def_property_readonly("begin_node", &Trace::begin_node)
       .def("tokens", &Trace::tokens, Release())
+      .def("past",
+           [](Trace& trace) {
+             Past past;
+             {
+               const py::gil_scoped_release release;
+               past = trace.past();
+             }
+             py::list layers;
+             for (const LayerPast& layer : past) layers.append(py::make_tuple(layer.k, layer.v));
+             return layers;
+           })
       .def("read", &Trace::read, py::arg("node"), py::arg("positions") = py::none(), Release())
       .def("logits_at", &Trace::logits_at, py::arg("position"), Release())
       .def(
@@ -116,7 +151,7 @@ void bind_trace(py::module_& module) {
       .def_property_readonly("n_segments", &Trace::n_segments)
       .def("unset", &Trace::unset, py::arg("node"))
       .def("fork", &Trace::fork)
-      .def("append", &Trace::append, py::arg("tokens"))
+      .def("append", &Trace::append, py::arg("given"))
       .def("truncate", &Trace::truncate, py::arg("length"))
       .def("explain", &Trace::explain, py::arg("node"), Release())
       .def("edited", &Trace::edited)

@@ -121,7 +121,7 @@ def start_generation(
     hooks: Sequence[StepHook],
 ) -> GenerationRun:
     """A run over prompts given as token ids; see `Model.generate`."""
-    traces = [trace_of(model, ids.reshape(1, -1), None, None, "budget", 0) for ids in prompts]
+    traces = [trace_of(model, ids.reshape(1, -1), None, None, "budget", 0, None) for ids in prompts]
     made = [
         (node_name(edit.node), tensor_of(edit.value), edit.region, [] if edit.steps is None else list(edit.steps))
         for edit in edits

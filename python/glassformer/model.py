@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from glassformer import _core
-from glassformer._arguments import NodeName, dtype_of, node_name, token_rows
+from glassformer._arguments import NodeName, Values, dtype_of, node_name, token_rows
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook, start_generation
 from glassformer.live import is_live, open_live, tokenizer_of
 from glassformer.tokenizer import Tokenizer
-from glassformer.trace import Batch, Trace, batch_of, trace_of
+from glassformer.trace import Batch, Trace, batch_of, trace_at, trace_of
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,22 @@ class Model:
         positions: Any = None,
         keep: str = "budget",
         budget_bytes: int = 0,
+        past: Any = None,
     ) -> Trace | Batch:
         """Starts a trace of one prompt or several; nothing is computed yet.
 
         `prompt` is a text, a list of texts, or token ids: a list, nested lists, an array or a tensor, `pos` or
         `batch pos`. Prompts of equal length make one `Trace`; of different lengths a `Batch`. `attention_mask`
         (`batch key_pos`, 0 at padding) and `positions` (`batch pos`, position ids) are for prompts of equal length.
+        A mask `batch query_pos key_pos` says for each query which keys it sees, in the place of order and windows; what
+        is appended sees every key before it that some query saw.
         `keep` says which values stay in memory: "budget" (all that fits `budget_bytes`; 0 means the larger of 64 MB and
         a quarter of the weights), "all" or "needed"; it never changes a result.
+
+        `past` is what comes before the prompt: a list with (keys, values) of each layer, `batch past_pos kv_head
+        d_head`, keys before rotation (the nodes `attn.hook_k` and `attn.hook_v`), as `Trace.past` returns it. Positions
+        count over past and prompt; `attention_mask` and `positions` cover both. Of the past's own positions there are
+        only keys, values and inputs: reading anything else there raises `UnavailableError` (see `Trace.begin`).
 
         Raises `InputError` for an empty prompt, tokens outside the vocabulary, or more than `config.n_ctx` of them.
         """
@@ -158,11 +166,34 @@ class Model:
         if not rows:
             raise _core.InputError("no prompts")
         if len({len(row) for row in rows}) == 1:
-            return trace_of(self, torch.stack(rows), attention_mask, positions, keep, budget_bytes)
-        if attention_mask is not None or positions is not None:
+            return trace_of(self, torch.stack(rows), attention_mask, positions, keep, budget_bytes, past)
+        if attention_mask is not None or positions is not None or past is not None:
             lengths = ", ".join(str(len(row)) for row in rows)
-            raise _core.InputError(f"attention_mask and positions need prompts of equal length; found {lengths} tokens")
+            raise _core.InputError(
+                f"attention_mask, positions and past need prompts of equal length; found {lengths} tokens"
+            )
         return batch_of(self, rows, keep, budget_bytes)
+
+    def trace_from(
+        self,
+        node: NodeName,
+        value: Values,
+        attention_mask: Any = None,
+        positions: Any = None,
+        keep: str = "budget",
+        budget_bytes: int = 0,
+    ) -> Trace:
+        """Starts a trace at a node with an axis `pos`, such as "resid_pre3" or "hook_embed", on its value: `batch pos
+        …`, or without `batch` for one sequence.
+
+        The value can be read, set and hooked like that of any node, and `Trace.append` takes more of it. What can't be
+        computed from it and the positions (tokens, earlier nodes) is unavailable: `UnavailableError`. Positions count
+        from 0; the other arguments are those of `trace`.
+
+        Raises `NameError` for an unknown node, `ShapeError` for a value of another shape, and `InputError` for a node
+        without positions, tokens in place of values, or more than `config.n_ctx` positions.
+        """
+        return trace_at(self, node, value, attention_mask, positions, keep, budget_bytes)
 
     def generate(self, prompt: Any, max_new_tokens: int = 20, **options: Any) -> Generated | list[Generated]:
         """Continues a prompt, or several of any lengths at once; a list gives a list.

@@ -30,7 +30,7 @@ Hook: TypeAlias = Callable[[torch.Tensor, _core.HookCall], torch.Tensor | None]
 
 
 class Trace:
-    """A model on one prompt, or on several of equal length; made by `Model.trace`.
+    """A model on one prompt, or on several of equal length; made by `Model.trace` and `Model.trace_from`.
 
     `trace[name]` gives a node's value, whose changes in place count (see `LiveTensor`), and `trace[name] = value`
     replaces it; see `NodeName` for the ways to write a name. What `read` gives is the user's own copy: changing it
@@ -49,8 +49,21 @@ class Trace:
 
     @property
     def length(self) -> int:
-        """How many positions (tokens) each sequence has."""
+        """How many positions (tokens) each sequence has, those of a past among them."""
         return self.core.length
+
+    @property
+    def begin(self) -> int:
+        """The first position that is more than a past: 0 where there is none.
+
+        Before it there are keys, rotated keys, values and inputs only; every other node has the positions from here on.
+        """
+        return self.core.begin
+
+    @property
+    def begin_node(self) -> str:
+        """The node that the trace was given: "hook_tokens", or the one of `Model.trace_from`."""
+        return self.core.begin_node
 
     @property
     def n_segments(self) -> int:
@@ -59,7 +72,7 @@ class Trace:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """The token ids: `batch pos`, int64."""
+        """The token ids: `batch pos`, int64, from `begin` on. `UnavailableError` where the trace was given none."""
         return self.core.tokens()
 
     @property
@@ -71,7 +84,8 @@ class Trace:
     def read(self, name: NodeName, positions: Positions | None = None) -> torch.Tensor:
         """The value of a node, whole or at some positions in the order given: its shape, with as many positions.
 
-        Raises `NameError` for an unknown node, `InputError` for positions outside the trace.
+        Raises `NameError` for an unknown node, `InputError` for positions outside the trace, and `UnavailableError`
+        for what a trace that begins at a node or with a past can't have.
         """
         return self.core.read(node_name(name), positions_list(positions, self.length))
 
@@ -174,12 +188,21 @@ class Trace:
         """A second trace that shares everything computed, before and after; edits of one don't touch the other."""
         return Trace(self.model, self.core.fork())
 
+    def past(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The keys (before rotation) and values of every layer, `batch pos kv_head d_head`: what `Model.trace` takes as
+        the `past` of another trace."""
+        return self.core.past()
+
     def append(self, tokens: Any) -> None:
-        """Adds tokens at the end: a text (without special tokens), a list of texts, or ids `pos` or `batch pos`.
+        """Adds tokens at the end: a text (without special tokens), a list of texts, or ids `pos` or `batch pos`; to a
+        trace that begins at another node that node's values, `batch pos …`.
 
         What was computed stays; only the new positions are computed when read. Raises `InputError` for tokens outside
         the vocabulary or beyond the context, `ShapeError` for another number of sequences.
         """
+        if self.begin_node != "hook_tokens":
+            self.core.append(_values(self.begin_node, tokens))
+            return
         rows = _appended_rows(self.model, tokens)
         if len({len(row) for row in rows}) > 1:
             raise _core.ShapeError(
@@ -190,7 +213,8 @@ class Trace:
     def truncate(self, length: int) -> None:
         """Drops the positions from `length` on, with what edits say of them; forks keep theirs.
 
-        Raises `InputError` for a length outside the trace, or within a prompt that came with a mask or positions.
+        Raises `InputError` for a length outside the trace, within a past, or within a prompt that came with a mask or
+        positions.
         """
         self.core.truncate(operator.index(length))
 
@@ -225,8 +249,11 @@ class Trace:
         self.core.reset_work()
 
     def __repr__(self) -> str:
+        start = f", past {self.begin}" if self.begin else ""
+        if self.begin_node != "hook_tokens":
+            start = f", from {self.begin_node}"
         edits = f", edited: {', '.join(self.edited)}" if self.edited else ""
-        return f"Trace({self.model.name!r}, batch {self.batch}, length {self.length}{edits})"
+        return f"Trace({self.model.name!r}, batch {self.batch}, length {self.length}{start}{edits})"
 
 
 class Window:
@@ -378,12 +405,21 @@ def read_all(traces: Iterable[Trace], name: NodeName, positions: Positions | Non
 
 
 def trace_of(
-    model: Model, tokens: torch.Tensor, attention_mask: Any, positions: Any, keep: str, budget_bytes: int
+    model: Model, tokens: torch.Tensor, attention_mask: Any, positions: Any, keep: str, budget_bytes: int, past: Any
 ) -> Trace:
     """Internal: a trace on tokens `batch pos`."""
-    mask = None if attention_mask is None else _rectangle(attention_mask)
-    places = None if positions is None else _rectangle(positions)
-    return Trace(model, _core.Trace(model.core, tokens, mask, places, keep, budget_bytes))
+    mask, places = _rectangle(attention_mask), _rectangle(positions)
+    layers = None if past is None else _past(past)
+    return Trace(model, _core.Trace(model.core, tokens, mask, places, keep, budget_bytes, layers))
+
+
+def trace_at(
+    model: Model, node: NodeName, value: Values, attention_mask: Any, positions: Any, keep: str, budget_bytes: int
+) -> Trace:
+    """Internal: a trace that begins at a node."""
+    mask, places = _rectangle(attention_mask), _rectangle(positions)
+    name = model.node_name(node)
+    return Trace(model, _core.Trace.from_node(model.core, name, _values(name, value), mask, places, keep, budget_bytes))
 
 
 def batch_of(model: Model, rows: list[torch.Tensor], keep: str, budget_bytes: int) -> Batch:
@@ -400,9 +436,26 @@ def _segments(segments: Iterable[int] | None) -> list[int]:
     return listed
 
 
-def _rectangle(given: Values) -> torch.Tensor:
+def _rectangle(given: Values | None) -> torch.Tensor | None:
+    if given is None:
+        return None
     tensor = tensor_of(given)
     return tensor[None] if tensor.ndim == 1 else tensor
+
+
+def _values(node: str, given: Any) -> torch.Tensor:
+    """Values of the node at which a trace begins."""
+    is_text = isinstance(given, str) or (isinstance(given, list | tuple) and any(isinstance(one, str) for one in given))
+    if is_text:
+        raise _core.InputError(f"the trace begins at {node} and takes its values, no text")
+    return tensor_of(given)
+
+
+def _past(given: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    layers = list(given)
+    if any(not isinstance(layer, list | tuple) or len(layer) != 2 for layer in layers):
+        raise _core.InputError("past is a list with (keys, values) of each layer, as `Trace.past` returns it")
+    return [(tensor_of(keys), tensor_of(values)) for keys, values in layers]
 
 
 def _appended_rows(model: Model, tokens: Any) -> list[torch.Tensor]:

@@ -34,10 +34,11 @@ class Oracle:
     def _first(self, *names):
         return next(self.weights[name] for name in names if name in self.weights)
 
-    def run(self, tokens, edits=None, mask=None, positions=None, length=None, segments=None):
+    def run(self, tokens, edits=None, mask=None, positions=None, length=None, segments=None, n_past=0):
         """All nodes for `tokens` (batch pos). `edits` has for a node's name a list of (index or mask, values), of
-        functions of a segment's value and number, and of `Derived`; `segments` has (begin, end) of each segment."""
-        return _Pass(self, edits or {}, segments or [(0, tokens.shape[1])]).run(tokens, mask, positions, length)
+        functions of a segment's value and number, and of `Derived`; `segments` has (begin, end) of each segment. The
+        first `n_past` positions are a past, whose keys and values are edits too."""
+        return _Pass(self, edits or {}, segments or [(0, tokens.shape[1])], n_past).run(tokens, mask, positions, length)
 
 
 class Derived:
@@ -52,12 +53,13 @@ class Ambiguous(Exception):
 
 
 class _Pass:
-    def __init__(self, oracle, edits, segments):
+    def __init__(self, oracle, edits, segments, n_past):
         self.oracle = oracle
         self.edits = edits
         self.segments = segments
+        self.n_past = n_past
         self.nodes = {}
-        self.key_mask = None
+        self.key_mask = self.query_mask = self.first_query = None
 
     def put(self, name, value):
         value = value.clone()
@@ -72,7 +74,7 @@ class _Pass:
         return value
 
     def derived(self, name, value, change):
-        rows = rows_of(name, 0, change.length)
+        rows = rows_of(name, first_row(name, self.n_past), change.length)
         finite = [numbers.double().nan_to_num(neginf=-1e3) for numbers in (value[rows], change.before)]
         if (finite[0] - finite[1]).abs().max() > 1e-9:
             raise Ambiguous(name)
@@ -80,7 +82,7 @@ class _Pass:
 
     def hooked(self, name, value, function):
         for number, (begin, end) in enumerate(self.segments):
-            rows = rows_of(name, begin, end)
+            rows = rows_of(name, max(begin, first_row(name, self.n_past)), end)
             value[rows] = function(value[rows].clone(), number)
 
     def run(self, tokens, mask, positions, length):
@@ -90,6 +92,10 @@ class _Pass:
         default = torch.arange(count).expand(batch, count)
         positions = self.put("positions", default if positions is None else positions)
         mask = torch.ones(batch, count, dtype=torch.bool) if mask is None else mask.bool()
+        if mask.ndim == 3:  # Of the last queries that it has keys for; what comes later sees what any of them saw.
+            self.first_query = mask.shape[2] - mask.shape[1]
+            self.query_mask = torch.nn.functional.pad(mask, (0, count - mask.shape[2]))
+            mask = torch.nn.functional.pad(mask.any(1), (0, count - mask.shape[2]), value=True)
         self.key_mask = self.put("attention_mask", mask)
         residual = self.put("hook_embed", oracle._first("wte.weight", "embed_tokens.weight")[tokens])
         if oracle.kind == "gpt2":
@@ -246,7 +252,20 @@ class _Pass:
         window = getattr(self.oracle.config, "sliding_window", None)
         if window:
             allowed = allowed & (key > query - window)
+        if self.query_mask is not None:
+            own, begin = self.query_mask, self.first_query
+            allowed = allowed.repeat(own.shape[0], 1, 1)
+            allowed[:, begin : begin + own.shape[1]] = own
+            allowed = allowed[:, None]
         return allowed & self.key_mask[:, None, None, :]
+
+
+def first_row(name, n_past):
+    """The first position of a node that there is after a past."""
+    keys = ("hook_k", "hook_v", "hook_rot_k")
+    return (
+        0 if name.endswith(("positions", "attention_mask", "hook_cos", "hook_sin", "hook_pos_embed", *keys)) else n_past
+    )
 
 
 def rows_of(name, begin, end):

@@ -7,8 +7,8 @@ import random
 
 import pytest
 import torch
-from helpers import assert_close, shape_of, subject
-from oracle import Ambiguous, Derived, rows_of
+from helpers import assert_close, everywhere, shape_of, subject
+from oracle import Ambiguous, Derived, first_row, rows_of
 from tiny_models import D_VOCAB
 
 import glassformer
@@ -29,6 +29,8 @@ class Pair:
     mask: torch.Tensor | None
     edits: dict  # For each node what the oracle takes: (region, numbers), a `HookOf`, a `Derived`.
     begins: list
+    given: dict  # Values that stand in the place of tokens: of the node at which the trace begins, or of a past.
+    n_past: int = 0
 
     @property
     def segments(self):
@@ -36,17 +38,25 @@ class Pair:
 
     def expected(self, oracle, edits=None):
         edits = {name: entries for name, entries in (self.edits if edits is None else edits).items() if entries}
+        for name, value in self.given.items():
+            edits[name] = [(everywhere(value.shape), value), *edits.get(name, [])]
         mask = self.mask
-        if mask is not None:  # What was appended is no padding.
+        if mask is not None and mask.ndim == 2:  # What was appended is no padding.
             mask = torch.nn.functional.pad(mask, (0, self.tokens.shape[1] - mask.shape[1]), value=1)
-        return oracle.run(self.tokens, edits, mask=mask, segments=self.segments)
+        return oracle.run(self.tokens, edits, mask=mask, segments=self.segments, n_past=self.n_past)
+
+    def first(self, node):
+        return first_row(node.name, self.n_past)
 
 
 @functools.cache
-def reaching(name):
-    """For each node of that model those that it changes, itself too; found by changing it and looking."""
+def reaching(name, source="hook_tokens"):
+    """For each node of that model those that it changes, itself too, by ways that avoid the node whose value is given;
+    found by changing it and looking."""
     tiny = subject(name)
     tokens = torch.arange(10).reshape(2, 5) % D_VOCAB
+    value = tiny.oracle.run(tokens)[source]
+    given = [(everywhere(value.shape), value)]
     plain = tiny.oracle.run(tokens)
     changed = {}
     for node, value in plain.items():
@@ -54,9 +64,19 @@ def reaching(name):
         if value.dtype == torch.bool:
             other = value.clone()
             other[:, 0] = False
-        nodes = tiny.oracle.run(tokens, {node: [(torch.ones_like(value, dtype=torch.bool), other)]})
+        edits = {source: given}
+        edits[node] = [*edits.get(node, []), (torch.ones_like(other, dtype=torch.bool), other)]
+        nodes = tiny.oracle.run(tokens, edits)
         changed[node] = {each for each in nodes if not torch.equal(nodes[each], plain[each])} | {node}
     return changed
+
+
+def is_available(trace, node):
+    try:
+        trace.read(node.name, [-1])
+    except glassformer.UnavailableError:
+        return False
+    return True
 
 
 def halve(value):
@@ -117,11 +137,10 @@ class Session:
     def __init__(self, name, seed):
         tiny, longest = subject(name), LONGEST.get(name, 12)
         self.random = random.Random(seed)
-        self.reaching = reaching(name)
-        self.tiny = tiny
+        self.name, self.tiny = name, tiny
         self.longest = longest
-        self.nodes = list(tiny.model.nodes())
-        self.order = {node.name: number for number, node in enumerate(self.nodes)}
+        self.all_nodes = list(tiny.model.nodes())
+        self.order = {node.name: number for number, node in enumerate(self.all_nodes)}
         self.fired, self.n_hooks = [], 0
         self.log = []
         self.start()
@@ -129,14 +148,44 @@ class Session:
     def start(self):
         batch, length = self.random.choice([1, 1, 2]), self.random.randint(1, self.longest // 2)
         tokens = self.some_tokens(batch, length)
-        keep = self.random.choice(["budget", "all", "needed"])
-        budget = self.random.choice([0, 1, 5000])
-        mask = None
-        if self.random.random() < 0.3:
-            mask = torch.tensor([[self.random.random() < 0.7 for _ in range(length)] for _ in range(batch)])
-        trace = self.tiny.model.trace(tokens, attention_mask=mask, keep=keep, budget_bytes=budget)
-        self.log = [f"trace {tokens.tolist()} mask={mask} keep={keep} budget={budget}"]
-        self.pairs = [Pair(trace, tokens, mask, {}, [0])]
+        options = {"keep": self.random.choice(["budget", "all", "needed"])}
+        options["budget_bytes"] = self.random.choice([0, 1, 5000])
+        model, draw = self.tiny.model, self.random.random()
+        n_past = self.random.randint(1, length - 1) if length > 1 and draw < 0.25 else 0
+        options["attention_mask"] = mask = self.some_mask(batch, length, n_past)
+        given = {}
+        if n_past > 0:
+            keys_and_values = [n for n in self.all_nodes if n.name.endswith(("attn.hook_k", "attn.hook_v"))]
+            given = {node.name: self.some_values(node, batch, n_past) for node in keys_and_values}
+            layers = list(given.values())
+            trace = model.trace(tokens[:, n_past:], past=list(zip(layers[::2], layers[1::2], strict=True)), **options)
+        elif draw > 0.75:
+            floats = [n for n in self.all_nodes if n.axes[1] == "pos" and n.name not in INPUTS]
+            source = self.random.choice([n for n in floats if not n.name.endswith(HEAD_INPUTS)])
+            given = {source.name: self.some_values(source, batch, length)}
+            trace = model.trace_from(source.name, given[source.name], **options)
+        else:
+            trace = model.trace(tokens, **options)
+        self.nodes = [node for node in self.all_nodes if is_available(trace, node)]
+        self.reaching = reaching(self.name, trace.begin_node)
+        self.log = [f"trace {tokens.tolist()} past={n_past} from={trace.begin_node} {options}"]
+        self.pairs = [Pair(trace, tokens, mask, {}, [0], given, n_past)]
+
+    def some_mask(self, batch, length, n_past):
+        draw = self.random.random()
+        if draw > 0.4:
+            return None
+        shape = (batch, length) if draw > 0.15 else (batch, length - n_past, length)
+        return torch.rand(shape, generator=self.generator()) < 0.7
+
+    def some_values(self, node, batch, length):
+        shape = shape_of(node, batch, length)
+        return torch.rand(shape, generator=self.generator(), dtype=torch.float64) + (
+            0 if node.name.endswith("scale") else -0.5
+        )
+
+    def generator(self):
+        return torch.Generator().manual_seed(self.random.getrandbits(30))
 
     def some_tokens(self, batch, length):
         return torch.tensor([[self.random.randrange(D_VOCAB) for _ in range(length)] for _ in range(batch)])
@@ -154,7 +203,9 @@ class Session:
         node = self.random.choice([*self.nodes, *self.nodes[-3:] * 6])
         positions = None
         if self.random.random() < 0.4:
-            positions = [self.random.randrange(-pair.trace.length, pair.trace.length) for _ in range(2)]
+            first = pair.first(node)
+            positions = [self.random.randrange(first - pair.trace.length, pair.trace.length) for _ in range(2)]
+            positions = [position if position < 0 else max(position, first) for position in positions]
         self.log.append(f"{index}: read {node.name} {positions}")
         self.fired = []
         try:
@@ -210,13 +261,16 @@ class Session:
                 if isinstance(hook, HookOf):
                     called = {(begin, end) for begin, end, _ in hook.inputs}
                     wanted = [i for i in range(len(pair.segments)) if hook.segments is None or i in hook.segments]
-                    assert all(pair.segments[i] in called for i in wanted)
+                    spans = [(max(begin, pair.first(each)), end) for begin, end in pair.segments]
+                    assert all(spans[i] in called for i in wanted)
         self.check(pair, node, pair.trace.read(node.name), None)
 
     def check(self, pair, node, found, positions):
         expected = pair.expected(self.tiny.oracle, self.edits_reaching(pair, node))[node.name]
         if positions is not None:
             expected = expected[:, :, positions] if "key_pos" in node.axes[3:] else expected[:, positions]
+        else:
+            expected = expected[rows_of(node.name, pair.first(node), pair.trace.length)]
         assert_close(found, expected, 1e-9, node.name)
 
     def editable(self, pair):
@@ -238,28 +292,29 @@ class Session:
     def set(self, index, pair):
         node = self.editable(pair)
         shape = shape_of(node, pair.tokens.shape[0], pair.trace.length)
-        region, mask = self.some_region(shape), None
+        rows = 2 if "key_pos" in node.axes[3:] else 1
+        region, mask = self.some_region(shape, rows, pair.first(node)), None
         if self.random.random() < 0.15:
-            mask = torch.rand(shape, generator=torch.Generator().manual_seed(self.random.getrandbits(30))) < 0.4
+            mask = torch.rand(shape, generator=self.generator()) < 0.4
+            mask.narrow(rows, 0, pair.first(node)).zero_()
         extent = shape if mask is not None else [len(indices) for indices in region]
         numbers = self.some_numbers(node, pair, extent, region if mask is None else None)
         chosen = mask if mask is not None else region
         self.log.append(f"{index}: set {node.name} {'mask' if mask is not None else region}")
         pair.trace.set(node.name, numbers, chosen if mask is not None else tuple(region))
-        rows = 2 if "key_pos" in node.axes[3:] else 1
         if mask is None and all(
-            (sorted(indices) if axis == rows else indices) == list(range(size))
+            (sorted(indices) if axis == rows else indices) == list(range(pair.first(node) if axis == rows else 0, size))
             for axis, (indices, size) in enumerate(zip(region, shape, strict=True))
         ):
             pair.edits[node.name] = []  # What is replaced as a whole is gone.
         pair.edits.setdefault(node.name, []).append((chosen, numbers))
 
-    def some_region(self, shape):
+    def some_region(self, shape, rows, first):
         region = []
-        for size in shape:
-            indices = list(range(size))
-            if self.random.random() < 0.5 and size > 1:
-                indices = sorted(self.random.sample(indices, self.random.randint(1, size)))
+        for axis, size in enumerate(shape):
+            indices = list(range(first if axis == rows else 0, size))
+            if self.random.random() < 0.5 and len(indices) > 1:
+                indices = sorted(self.random.sample(indices, self.random.randint(1, len(indices))))
                 if self.random.random() < 0.2:
                     self.random.shuffle(indices)
             region.append(indices)
@@ -273,11 +328,12 @@ class Session:
         draw = self.random.random()
         if draw < 0.15 and region is not None and not self.may_be_ambiguous(pair, node):  # What is there already.
             value = pair.trace.read(node.name)
+            axis = 2 if "key_pos" in node.axes[3:] else 1
+            region = [[i - pair.first(node) for i in one] if at == axis else one for at, one in enumerate(region)]
             return value[torch.meshgrid(*map(torch.tensor, region), indexing="ij")]
         if draw < 0.4:
             return torch.tensor(self.random.uniform(0.1, 1))
-        generator = torch.Generator().manual_seed(self.random.getrandbits(30))
-        values = torch.rand(extent, generator=generator, dtype=torch.float64)
+        values = torch.rand(extent, generator=self.generator(), dtype=torch.float64)
         return values if node.name.endswith(("pattern", "scale")) else 2 * values - 1
 
     def hook(self, index, pair):
@@ -326,7 +382,11 @@ class Session:
     def fork(self, index, pair):
         self.log.append(f"{index}: fork -> {len(self.pairs)}")
         edits = {name: list(entries) for name, entries in pair.edits.items()}
-        self.pairs.append(Pair(pair.trace.fork(), pair.tokens, pair.mask, edits, list(pair.begins)))
+        self.pairs.append(
+            dataclasses.replace(
+                pair, trace=pair.trace.fork(), edits=edits, begins=list(pair.begins), given=dict(pair.given)
+            )
+        )
 
     def append(self, index, pair):
         count = self.random.randint(1, 3)
@@ -334,25 +394,32 @@ class Session:
             return
         tokens = self.some_tokens(pair.tokens.shape[0], count)
         self.log.append(f"{index}: append {tokens.tolist()}")
-        pair.trace.append(tokens)
+        source = pair.trace.begin_node
+        if source in pair.given:
+            values = self.some_values(self.all_nodes[self.order[source]], tokens.shape[0], count)
+            pair.trace.append(values)
+            pair.given[source] = torch.cat([pair.given[source], values], dim=1)
+        else:
+            pair.trace.append(tokens)
         pair.begins.append(pair.tokens.shape[1])
         pair.tokens = torch.cat([pair.tokens, tokens], dim=1)
 
     def truncate(self, index, pair):
-        length = self.random.randint(1, pair.trace.length)
-        if pair.mask is not None and length < pair.mask.shape[1]:
+        length = self.random.randint(pair.n_past + 1, pair.trace.length)
+        if pair.mask is not None and length < pair.mask.shape[-1]:
             with pytest.raises(glassformer.InputError, match="can't be cut"):
                 pair.trace.truncate(length)
             return
         self.log.append(f"{index}: truncate {length}")
         pair.trace.truncate(length)
         pair.tokens = pair.tokens[:, :length]
+        pair.given = {name: value[:, :length] for name, value in pair.given.items()}
         pair.begins = [begin for begin in pair.begins if begin < length]
         for name, entries in pair.edits.items():
-            cut = [self.cut(entry, name, length) for entry in entries]
+            cut = [self.cut(entry, name, length, first_row(name, pair.n_past)) for entry in entries]
             pair.edits[name] = [entry for entry in cut if entry is not None]
 
-    def cut(self, entry, name, length):
+    def cut(self, entry, name, length, first):
         """What is left of an edit."""
         keys = name.endswith(("hook_attn_scores", "hook_pattern"))
         if isinstance(entry, HookOf):
@@ -360,7 +427,11 @@ class Session:
         if isinstance(entry, Derived):
             if entry.length <= length:
                 return entry
-            rows = rows_of(name, 0, length)
+            rows = (
+                (slice(None), slice(None), slice(length - first), slice(length))
+                if keys
+                else (slice(None), slice(length - first))
+            )
             made = Derived(entry.before[rows], entry.after[rows], length)
             made.state = None  # Others than when it was made.
             return made
