@@ -22,9 +22,12 @@ struct Readout {
 
 at::ScalarType wide(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
+// A weight's numbers, without a graph where it requires grad.
+at::Tensor numbers_of(const Weights& weights, const std::string& name) { return weights.get(name).detach(); }
+
 at::Tensor unembedding(const Weights& weights, int64_t token, const std::optional<int64_t>& versus,
                        at::ScalarType dtype) {
-  const at::Tensor& table = weights.get("unembed.weight");
+  const at::Tensor table = numbers_of(weights, "unembed.weight");
   const at::Tensor column = table[token].to(dtype);
   return versus ? column - table[*versus].to(dtype) : column;
 }
@@ -35,13 +38,13 @@ Readout readout(Trace& trace, int64_t token, const std::optional<int64_t>& versu
   const at::ScalarType dtype = wide(weights.dtype());
   const at::Tensor column = unembedding(weights, token, versus, dtype);
   Readout made;
-  made.direction = column * weights.get("ln_final.weight").to(dtype);
+  made.direction = column * numbers_of(weights, "ln_final.weight").to(dtype);
   if (model.config().norm == Norm::kLayerNorm) {
     made.direction = made.direction - made.direction.mean();  // Centring the stream is centring the direction.
-    made.bias = weights.get("ln_final.bias").to(dtype).dot(column).item<double>();
+    made.bias = numbers_of(weights, "ln_final.bias").to(dtype).dot(column).item<double>();
   }
   if (weights.has("unembed.bias")) {
-    const at::Tensor& bias = weights.get("unembed.bias");
+    const at::Tensor bias = numbers_of(weights, "unembed.bias");
     made.bias += bias[token].item<double>() - (versus ? bias[*versus].item<double>() : 0.0);
   }
   made.scale = trace.read("ln_final.hook_scale", Positions{{position}}).squeeze(1).to(dtype);

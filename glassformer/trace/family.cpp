@@ -8,6 +8,7 @@ Family::Family(std::shared_ptr<const Model> owner, int64_t n_batch)
     : model(std::move(owner)),
       batch(n_batch),
       lineages(std::shared_ptr<const Graph>(model, &model->graph())),
+      weights(*model),
       rows_computed(model->graph().nodes().size(), 0) {
   constexpr int64_t kSmallestBudget = int64_t{64} << 20;
   const auto element = static_cast<int64_t>(c10::elementSize(model->weights().dtype()));
@@ -15,6 +16,15 @@ Family::Family(std::shared_ptr<const Model> owner, int64_t n_batch)
 }
 
 bool Family::keeps(const Node& node) const { return node.attended || node.is_input || keep.what == Keep::What::kAll; }
+
+void Family::follow_weights() {
+  if (hooks_running > 0 || !weights.update(*model)) return;
+  lineages.each_cell([&](NodeId node, Cell& cell) {
+    if (weights.epoch_of(node) != weights.epoch()) return;
+    if (!cell.keep) held_bytes -= cell.bytes();
+    cell.clear();
+  });
+}
 
 void Family::trim() {
   if (keep.what == Keep::What::kAll || held_bytes <= keep.budget_bytes) return;

@@ -6,6 +6,7 @@
 
 #include "glassformer/graph/model.h"
 #include "glassformer/trace/lineage.h"
+#include "glassformer/trace/weight_watch.h"
 
 namespace glassformer {
 
@@ -25,6 +26,8 @@ struct Family {
   bool mask_given = false, positions_given = false;
   std::function<void()> poll;                           // Called between steps; may throw to stop.
   std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.
+  WeightWatch weights;
+  int hooks_running = 0;  // Of its traces.
 
   uint64_t next_edit = 1;
   int64_t evaluation = 0;
@@ -32,6 +35,8 @@ struct Family {
   std::vector<int64_t> rows_computed;  // For each node.
 
   const Graph& graph() const { return model->graph(); }
+  /// Drops the values that weights reach which were changed since they were computed. Does nothing while a hook runs.
+  void follow_weights();
   /// Releases what may be, longest unused first, until the rest fits the budget.
   void trim();
   /// Whether cells of this node stay for good.

@@ -53,9 +53,19 @@ bool is_settled(const Entry& entry, const Request& request) {
   return entry.settled >= 0 && entry.settled_under == compared_under(request, *entry.edit);
 }
 
+[[noreturn]] void refuse_other_weights(const TraceState& trace, const Edit& edit) {
+  const std::string& name = trace.graph().node(edit.node).name;
+  const WeightId weight = trace.family->weights.cause_of(edit.node);
+  throw OrderError(str(name, edit.overlay->text(), " was changed in place, starting from a value that depends on ",
+                       weight_text(*trace.family->model, weight),
+                       ", which has changed since: unset it and make the change again, or put it there as a hook, or "
+                       "set it to fixed numbers"));
+}
+
 // A derived edit of a value that is another one now: nobody can say what is meant.
 [[noreturn]] void refuse_derived(const TraceState& trace, const Entry& entry) {
   const Edit& edit = *entry.edit;
+  if (trace.family->weights.epoch_of(edit.node) > edit.made_epoch) refuse_other_weights(trace, edit);
   std::string later;
   uint64_t last = 0;
   for (const Entry& other : trace.entries) {
@@ -105,7 +115,7 @@ std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& ent
     if (number < edit.hook->options.first_segment) continue;
     if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
     const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
-    HookSegment segment{number, trace.segments[i], end, nullptr};
+    HookSegment segment{number, trace.segments[i], end, nullptr, trace.family->weights.epoch_of(edit.node)};
     const bool done = std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
       return result.begin == segment.begin && result.end == segment.end;
     });
@@ -157,7 +167,7 @@ bool is_of(const HookMemory& call, const HookSegment& segment) {
 
 // The result of an earlier call whose input depended on the same edits, or null.
 const HookResult* remembered(const Hook& hook, const HookSegment& segment) {
-  const auto known = hook.by_lineage.find({segment.begin, segment.end, segment.input->key()});
+  const auto known = hook.by_lineage.find(segment.key());
   return known == hook.by_lineage.end() ? nullptr : &known->second;
 }
 
@@ -208,7 +218,8 @@ int64_t TraceState::effect_of(const Entry& entry, const Request& request) const 
   if (!is_comparable(edit, request)) return edit.first_row;
   at::Tensor present = gather(request, node.has_keys() ? edit.overlay->n_keys() : -1);
   if (edit.made_from.defined()) {
-    const bool same = compared_under(request, edit) == edit.made_under ||
+    const bool same_weights = family->weights.epoch_of(node.id) <= edit.made_epoch;
+    const bool same = (same_weights && compared_under(request, edit) == edit.made_under) ||
                       first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
     if (!same) refuse_derived(*this, entry);
     present = edit.made_from;
@@ -230,7 +241,7 @@ void TraceState::settle_hook(Entry& entry) {
     const uint64_t hash = hash_of(before);
     if (const HookResult* known = remembered(*edit->hook, segment, before, hash); known != nullptr) {
       const HookResult same = *known;
-      edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = same;
+      edit->hook->by_lineage[segment.key()] = same;
       add_result(entry, same);
       continue;
     }
@@ -240,13 +251,20 @@ void TraceState::settle_hook(Entry& entry) {
       const RunningHook running(*this, node.id);
       after = edit->hook->function(given, HookCall(node, segment.number, segment.begin, segment.end, this));
     }
+    require_same_weights(node.id);
     const HookResult result = hook_result(*this, node, segment, before, after.defined() ? after : given);
     if (result.overlay) edit->hook->made.push_back(result.overlay);
     edit->hook->calls.emplace(hash, HookMemory{before, result});
-    edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = result;
+    edit->hook->by_lineage[segment.key()] = result;
     add_result(entry, result);
   }
   entry.from = 0;
+}
+
+void TraceState::require_same_weights(NodeId node) const {
+  if (const std::optional<WeightId> weight = family->weights.changed(*family->model))
+    throw OrderError(str(weight_text(*family->model, *weight), " was changed while a hook on ", graph().node(node).name,
+                         " ran, with half of the trace computed: change weights between reads"));
 }
 
 void resolve(std::span<TraceState* const> traces, NodeId node) {
@@ -321,6 +339,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
                                     const ReadAllOptions& options) {
   std::vector<at::Tensor> values;
   if (traces.empty()) return values;
+  for (TraceState* trace : traces) trace->follow_weights();
   const Model& model = *traces.front()->family->model;
   int64_t longest = 1;
   for (const TraceState* trace : traces) {
@@ -351,6 +370,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
 }
 
 void run_states(std::span<TraceState* const> traces, NodeId until) {
+  for (TraceState* trace : traces) trace->follow_weights();
   std::set<NodeId> hooked;
   for (const TraceState* trace : traces)
     for (const Entry& entry : trace->entries)

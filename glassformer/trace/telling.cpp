@@ -35,6 +35,7 @@ std::string state_of(TraceState& trace, NodeId id) {
 std::string Trace::explain(std::string_view name) {
   const Graph& graph = model().graph();
   const Node& node = graph.node(graph.find(name));
+  state_->follow_weights();
   std::string text = str(node.name, "  ", shape_words(node), " ", shape_text(state_->shape_of(node, length())), "\n  ",
                          state_of(*state_, node.id));
   for (const Entry& entry : state_->entries)

@@ -64,8 +64,10 @@ void Trace::edit(std::string_view name, const std::function<at::Tensor(const at:
   state_->require_editable();
   const Node& node = model().graph().node(model().graph().find(name));
   const at::Tensor present = read(name);
+  const int64_t epoch = state_->family->weights.epoch();
   std::shared_ptr<Edit> edit = state_->make_overlay(node, change(present.clone()), {}, length());
   edit->made_from = present;
+  edit->made_epoch = epoch;
   edit->made_from_rows = RowSet(0, length());
   edit->made_under = state_->family->lineages.before(state_->lineage_of(node.id), node.id, length()).key();
   state_->add(std::move(edit));
