@@ -86,8 +86,11 @@ class Weights(Mapping[str, torch.Tensor]):
             raise _core.ShapeError(f"weight '{name}': expected shape {list(weight.shape)}; found {list(numbers.shape)}")
         if numbers.is_complex():
             raise _core.InputError(f"weight '{name}': expected real numbers; found {numbers.dtype}")
+        if numbers is weight:  # After `weights[name] *= 2`.
+            return
+        shared = numbers.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
         with torch.no_grad():
-            weight.copy_(numbers)
+            weight.copy_(numbers.clone() if shared else numbers)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -238,6 +238,12 @@ def test_explain_and_run_see_it(tiny):
     assert "\n  not computed" in trace.explain("resid_post1") and "\n  computed" in trace.explain("resid_post0")
     trace.run("resid_post1")
     check(trace, tiny.oracle, names=["blocks.1.hook_resid_post"])
+    fired = []
+    trace.hook("q1", lambda value, call: fired.append(call.name))  # Which k1 doesn't need.
+    trace.run("k1")
+    change(tiny.model.weights["embed.weight"])
+    trace.run("k1")
+    assert fired == ["blocks.1.attn.hook_q"] * 2
 
 
 def test_a_hook_that_changes_weights(tiny):
@@ -323,6 +329,7 @@ def test_assignment(tiny):
     trace = tiny.model.trace(random_tokens(1, 5))
     trace.run()
     weights, name = tiny.model.weights, "blocks.1.mlp.out.weight"
+    turned = weights["blocks.0.attn.o.weight"].T.clone()
     weight = weights[name].requires_grad_()
     weights[name] = weight * 2
     assert weights[name] is weight and weight.is_leaf
@@ -330,8 +337,10 @@ def test_assignment(tiny):
     weights["ln_final.weight"] *= 0.5
     weights["blocks.0.ln1.weight"] = np.linspace(0, 1, tiny.model.config.d_model, dtype=np.float32)
     weights["blocks.1.ln1.weight"] = torch.ones(tiny.model.config.d_model, dtype=torch.bfloat16)
+    weights["blocks.0.attn.o.weight"] = weights["blocks.0.attn.o.weight"].T  # Square.
     weights["blocks.2.mlp.in.weight"] = 0
     assert not weights["blocks.2.mlp.in.weight"].any()
+    assert torch.equal(weights["blocks.0.attn.o.weight"], turned)
     check(trace, tiny.oracle)
     shape = list(weight.shape)
     with pytest.raises(glassformer.ShapeError) as caught:
