@@ -1,6 +1,7 @@
 #include "glassformer/analysis/attribution.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
@@ -52,6 +53,7 @@ Readout readout(Trace& trace, int64_t token, const std::optional<int64_t>& versu
 
 AttributionResult direct_logit_attribution(Trace& trace, int64_t token, std::optional<int64_t> versus,
                                            int64_t position) {
+  const at::NoGradGuard no_grad;
   const Model& model = trace.model();
   const ModelConfig& config = model.config();
   for (int64_t id : {token, versus.value_or(token)})

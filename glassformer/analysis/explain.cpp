@@ -1,6 +1,7 @@
 #include "glassformer/analysis/explain.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/topk.h>
 
@@ -171,6 +172,7 @@ LensTable lens_table(Trace& trace, int64_t answer, const std::function<void(int6
 
 Explanation explain(const std::shared_ptr<const Model>& model, const std::string& text,
                     const std::optional<std::string>& versus, const ExplainOptions& options) {
+  const at::NoGradGuard no_grad;
   // Patching takes most of the time; without it the other parts have twice as much of the whole.
   const auto part = [&](const char* what, int64_t from, int64_t to) {
     const int64_t share = versus ? 1 : 2;

@@ -1,6 +1,7 @@
 #include "glassformer/analysis/lens.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/stack.h>
@@ -49,6 +50,7 @@ size_t layers_at_once(const Trace& trace, const Positions& positions) {
 }  // namespace
 
 LensResult logit_lens(Trace& trace, const LensOptions& options) {
+  const at::NoGradGuard no_grad;
   const ModelConfig& config = trace.model().config();
   if (options.top_k < 1 || options.top_k > config.d_vocab)
     throw InputError(str("top_k is ", options.top_k, "; expected 1 to ", config.d_vocab));

@@ -1,5 +1,7 @@
 #include "glassformer/graph/model.h"
 
+#include <ATen/ops/empty.h>
+
 #include <filesystem>
 
 #include "glassformer/arch/architecture.h"
@@ -10,10 +12,19 @@
 namespace glassformer {
 namespace {
 
-void check_dtype(at::ScalarType dtype) {
+void check(const LoadOptions& options) {
+  const at::ScalarType dtype = options.dtype;
   if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf && dtype != at::kBFloat16)
     throw UnsupportedError(
         str("dtype ", dtype_name(dtype), " is not supported; supported: float32, float64, bfloat16, float16"));
+  if (options.device.is_cpu()) return;
+  if (options.device.is_meta()) throw UnsupportedError("device meta holds no numbers; expected one that computes");
+  try {
+    at::empty({1}, at::TensorOptions(options.device));
+  } catch (const c10::Error&) {
+    throw UnsupportedError(
+        str("device ", options.device.str(), " is not there: this torch or this machine has none; use cpu"));
+  }
 }
 
 }  // namespace
@@ -34,7 +45,7 @@ const char* dtype_name(at::ScalarType dtype) {
 }
 
 std::shared_ptr<const Model> Model::load(const std::string& name_or_path, const LoadOptions& options) {
-  check_dtype(options.dtype);
+  check(options);
   const ModelFiles files = open_model(name_or_path);
   const DescribedModel described = describe(files);
   std::shared_ptr<Model> model(new Model());
@@ -54,7 +65,7 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
                                                  const std::map<std::string, at::Tensor>& tensors,
                                                  std::shared_ptr<const Tokenizer> tokenizer,
                                                  const LoadOptions& options) {
-  check_dtype(options.dtype);
+  check(options);
   const DescribedModel described = describe(config_json, "config");
   std::shared_ptr<Model> model(new Model());
   model->name_ = described.config.architecture;
@@ -63,6 +74,18 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   model->graph_ = Graph::build(described.config, *model->weights_);
   model->tokenizer_ = std::move(tokenizer);
   model->eos_ids_ = end_tokens(config_json);
+  return model;
+}
+
+std::shared_ptr<const Model> Model::to(const LoadOptions& options) const {
+  check(options);
+  const at::Device device = weights_->device();
+  const bool same_device =
+      options.device == device || (options.device.type() == device.type() && !options.device.has_index());
+  if (same_device && options.dtype == weights_->dtype()) return shared_from_this();
+  std::shared_ptr<Model> model(new Model(*this));
+  model->weights_ = weights_->converted(options.dtype, same_device ? device : options.device);
+  model->graph_ = Graph::build(config_, *model->weights_);
   return model;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-// A model ready to be traced: config, graph, weights and tokenizer. Immutable; any number of threads may trace it.
+// A model ready to be traced: config, graph, weights and tokenizer. Any number of threads may trace it. Only its
+// weights can change: in place, while no thread computes.
 
 #include <map>
 #include <memory>
@@ -21,16 +22,23 @@ struct LoadOptions {
 /// "float32", "bfloat16", …
 const char* dtype_name(at::ScalarType dtype);
 
-class Model {
+class Model : public std::enable_shared_from_this<Model> {
  public:
   /// Opens a model folder, a GGUF file, or the name of a model in the local Hugging Face cache. Weights are mapped, and
-  /// read when a step first needs them. Raises `FileError`, `UnsupportedError`.
+  /// read when a step first needs them. Raises `FileError`; `UnsupportedError` also for a dtype or a device that is not
+  /// there.
   static std::shared_ptr<const Model> load(const std::string& name_or_path, const LoadOptions& options = {});
   /// A model from config.json's text and tensors that someone else holds, by the names of the architecture's files.
   static std::shared_ptr<const Model> from_tensors(const std::string& config_json,
                                                    const std::map<std::string, at::Tensor>& tensors,
                                                    std::shared_ptr<const Tokenizer> tokenizer = nullptr,
                                                    const LoadOptions& options = {});
+  /// This model in another dtype or on another device, with its weights as they are now; itself where nothing differs.
+  /// Traces stay with the model that they were made of. `UnsupportedError`.
+  std::shared_ptr<const Model> to(const LoadOptions& options) const;
+  /// Tells the traces of this model that weights were changed in a way that torch does not count: through `data`, a
+  /// pointer or NumPy. All other changes in place count by themselves.
+  void weights_changed() const { weights_->declare_change(); }
 
   const std::string& path() const { return path_; }  // The file or folder that it lies in; empty for tensors given.
   const std::string& name() const { return name_; }  // The file's or folder's own name.

@@ -1,7 +1,9 @@
 #include "glassformer/graph/weights.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <atomic>
@@ -16,14 +18,31 @@
 namespace glassformer {
 
 struct Weights::Slot {
-  std::function<at::Tensor()> load;  // Set once before use, dropped after loading.
-  WeightId same_as = -1;             // The weight that this one is another name of.
-  std::once_flag once;
+  WeightId same_as = -1;  // The weight that this one is another name of.
+  bool in_map = false;    // Loading it may give memory of the mapped file.
+  std::mutex mutex;       // For what follows, until it is loaded.
+  std::function<at::Tensor()> load;
   std::atomic<bool> loaded = false;
   at::Tensor value;
+  int64_t first_version = 0;  // When it was loaded.
+
+  void put(at::Tensor tensor);
 };
 
 namespace {
+
+// Inference tensors count nothing.
+int64_t version_of(const at::Tensor& tensor) {
+  const c10::VariableVersion& version = tensor.unsafeGetTensorImpl()->version_counter();
+  return version.enabled() ? version.current_version() : 0;
+}
+
+// In a caller's inference mode a tensor would count no versions, and refuse to be changed outside.
+at::Tensor with_version(const std::function<at::Tensor()>& load) {
+  const c10::InferenceMode no_inference(false);
+  const at::NoGradGuard no_grad;
+  return load().detach();  // A leaf, with the versions of what it is a view of.
+}
 
 at::ScalarType scalar_type(DType dtype) {
   switch (dtype) {
@@ -106,6 +125,13 @@ bool may_be_tied(const WeightSpec& spec, const ModelConfig& config) {
 
 }  // namespace
 
+void Weights::Slot::put(at::Tensor tensor) {
+  value = std::move(tensor);
+  first_version = version_of(value);
+  load = nullptr;
+  loaded = true;
+}
+
 Weights::Weights(std::vector<WeightSpec> specs, at::ScalarType dtype, at::Device device)
     : specs_(std::move(specs)), dtype_(dtype), device_(device) {
   for (const WeightSpec& spec : specs_) {
@@ -140,8 +166,9 @@ std::shared_ptr<Weights> Weights::from_files(const ModelFiles& files, const Desc
     if (stored.shape != expected)
       throw FileError(stored.file->path(), str("tensor '", place.name, "' has shape ", shape_text(stored.shape),
                                                "; expected ", shape_text(expected)));
-    weights->slots_[weights->find(spec.name)]->load = [stored, source = place.source, spec, dtype, device,
-                                                       d_head = model.config.d_head] {
+    Slot& slot = *weights->slots_[weights->find(spec.name)];
+    slot.in_map = scalar_type(stored.dtype) == dtype && device.is_cpu();
+    slot.load = [stored, source = place.source, spec, dtype, device, d_head = model.config.d_head] {
       return arrange(to_tensor(stored), source, spec, d_head).to(at::TensorOptions(device).dtype(dtype));
     };
   }
@@ -169,12 +196,30 @@ std::shared_ptr<Weights> Weights::from_tensors(const std::map<std::string, at::T
     if (tensor.sizes() != at::IntArrayRef(expected))
       throw ShapeError(
           str("tensor '", place.name, "' has shape ", shape_text(tensor.sizes()), "; expected ", shape_text(expected)));
-    weights->slots_[weights->find(spec.name)]->load = [tensor, source = place.source, spec, dtype, device,
-                                                       d_head = model.config.d_head] {
-      return arrange(tensor, source, spec, d_head).to(at::TensorOptions(device).dtype(dtype));
-    };
+    // At once: a copy made later could mix what its owner makes of the tensors in between.
+    weights->slots_[weights->find(spec.name)]->put(with_version([&] {
+      return arrange(tensor, place.source, spec, model.config.d_head).to(at::TensorOptions(device).dtype(dtype));
+    }));
   }
   return weights;
+}
+
+std::shared_ptr<Weights> Weights::converted(at::ScalarType dtype, at::Device device) const {
+  std::shared_ptr<Weights> made(new Weights(specs_, dtype, device));
+  const auto options = at::TensorOptions(device).dtype(dtype);
+  for (size_t id = 0; id < slots_.size(); ++id) {
+    Slot &from = *slots_[id], &to = *made->slots_[id];
+    to.same_as = from.same_as;
+    if (to.same_as >= 0) continue;
+    const std::scoped_lock lock(from.mutex);
+    if (!from.loaded && !from.in_map) {
+      to.load = [load = from.load, options] { return load().to(options); };
+      continue;
+    }
+    to.put(with_version([&] { return (from.loaded ? from.value : from.load()).to(options, false, /*copy=*/true); }));
+    if (from.loaded && from.value.requires_grad()) to.value.set_requires_grad(true);
+  }
+  return made;
 }
 
 std::shared_ptr<Weights> Weights::without_values(const DescribedModel& model) {
@@ -184,11 +229,9 @@ std::shared_ptr<Weights> Weights::without_values(const DescribedModel& model) {
 const at::Tensor& Weights::get(WeightId id) const {
   Slot& slot = *slots_[static_cast<size_t>(id)];
   if (slot.same_as >= 0) return get(slot.same_as);
-  std::call_once(slot.once, [&slot] {
-    slot.value = slot.load();
-    slot.load = nullptr;
-    slot.loaded = true;
-  });
+  if (slot.loaded) return slot.value;
+  const std::scoped_lock lock(slot.mutex);
+  if (!slot.loaded) slot.put(with_version(slot.load));
   return slot.value;
 }
 
@@ -201,6 +244,12 @@ bool Weights::requires_grad(WeightId id) const {
 bool Weights::any_requires_grad() const {
   return std::any_of(slots_.begin(), slots_.end(),
                      [](const auto& slot) { return slot->loaded && slot->value.requires_grad(); });
+}
+
+int64_t Weights::changes(WeightId id) const {
+  const Slot& slot = *slots_[static_cast<size_t>(id)];
+  if (slot.same_as >= 0) return changes(slot.same_as);
+  return slot.loaded ? version_of(slot.value) - slot.first_version : 0;
 }
 
 WeightId Weights::find(const std::string& name) const {

@@ -1,9 +1,10 @@
 #pragma once
 // The weights of a model as tensors: loaded when a step first needs them, in place in the mapped file where that can
-// be.
+// be. They may be changed in place between reads; traces find out by the versions that torch counts.
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -22,15 +23,20 @@ class Weights {
   /// Weights that lie in files. `FileError` where one is missing or has the wrong shape, or a tensor has no place here.
   static std::shared_ptr<Weights> from_files(const ModelFiles& files, const DescribedModel& model, at::ScalarType dtype,
                                              at::Device device);
-  /// Weights that someone else holds (a live transformers model): used in place where dtype and device agree.
+  /// Weights that someone else holds (a live transformers model): used in place where dtype and device agree, and
+  /// copied at once where they don't. Their own `requires_grad` and `grad` are not those of the tensors given.
   static std::shared_ptr<Weights> from_tensors(const std::map<std::string, at::Tensor>& tensors,
                                                const DescribedModel& model, at::ScalarType dtype, at::Device device);
   /// Names and shapes alone, for looking at a graph; `get` must not be called.
   static std::shared_ptr<Weights> without_values(const DescribedModel& model);
+  /// The same weights in another dtype or on another device, as they are at this moment: later changes of either side
+  /// don't touch the other. What is not loaded yet stays so, unless it is to lie in the mapped file, where it could be
+  /// changed.
+  std::shared_ptr<Weights> converted(at::ScalarType dtype, at::Device device) const;
   ~Weights();
 
   /// The weight as steps use it: outputs first, in the model's dtype and on its device. Loads it at the first call; any
-  /// number of threads may ask.
+  /// number of threads may ask. It may be changed in place while no thread computes with it.
   const at::Tensor& get(WeightId id) const;
   const at::Tensor& get(const std::string& name) const { return get(find(name)); }
   /// Whether gradients are asked for it: it is loaded, and a user said so.
@@ -39,6 +45,12 @@ class Weights {
   /// `NameError` with the nearest names.
   WeightId find(const std::string& name) const;
   bool has(const std::string& name) const;
+
+  /// How often a weight was changed in place since it was loaded, as torch counts it.
+  int64_t changes(WeightId id) const;
+  /// Says that weights were changed in ways that torch does not count.
+  void declare_change() const { ++declared_changes_; }
+  int64_t declared_changes() const { return declared_changes_; }
 
   const std::vector<WeightSpec>& specs() const { return specs_; }
   at::ScalarType dtype() const { return dtype_; }
@@ -56,6 +68,7 @@ class Weights {
   std::vector<std::unique_ptr<Slot>> slots_;
   at::ScalarType dtype_;
   at::Device device_;
+  mutable std::atomic<int64_t> declared_changes_ = 0;
 };
 
 }  // namespace glassformer

@@ -20,6 +20,9 @@ class Lineage;
 /// Names a lineage, also after it has ended: its edits, each with the first position that it changes.
 using LineageKey = std::vector<std::pair<uint64_t, int64_t>>;
 
+/// What a hook's input depended on: the epoch of the weights (see `WeightWatch`), the segment's ends, and edits.
+using HookKey = std::tuple<int64_t, int64_t, int64_t, LineageKey>;
+
 /// What a hook made of one segment.
 struct HookResult {
   int64_t begin = 0, end = 0;      // The segment.
@@ -41,7 +44,7 @@ struct Hook {
   std::shared_ptr<JointHook> joint;                          // Of a batch: called once for all its traces.
   std::unordered_multimap<uint64_t, HookMemory> calls = {};  // By a hash of the input.
   // By segment and what the input depended on: computed again it may differ in rounding, and is the same input.
-  std::map<std::tuple<int64_t, int64_t, LineageKey>, HookResult> by_lineage = {};
+  std::map<HookKey, HookResult> by_lineage = {};
   std::vector<std::shared_ptr<Edit>> made = {};  // Ends with the hook.
 };
 
@@ -60,8 +63,9 @@ struct Edit {
   std::optional<Overlay> overlay;
   at::Tensor made_from;  // Of a derived overlay: the value that it was made from.
   RowSet made_from_rows;
-  LineageKey made_under;             // And what that depended on.
-  std::vector<uint64_t> made_after;  // The edits that could reach it then.
+  LineageKey made_under;             // And what that depended on,
+  std::vector<uint64_t> made_after;  // the edits that could reach it then,
+  int64_t made_epoch = 0;            // and with which weights, see `WeightWatch`.
   std::optional<Hook> hook;
   GradientFunction gradient;
   int64_t length_class = 0;        // kLength

@@ -7,6 +7,7 @@
 
 #include "glassformer/graph/model.h"
 #include "glassformer/trace/lineage.h"
+#include "glassformer/trace/weight_watch.h"
 
 namespace glassformer {
 
@@ -27,6 +28,8 @@ struct Family {
   std::optional<QueryMask> query_mask;                  // Where the mask that was given has one for each query.
   std::function<void()> poll;                           // Called between steps; may throw to stop.
   std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.
+  WeightWatch weights;
+  int hooks_running = 0;  // Of its traces.
 
   uint64_t next_edit = 1;
   int64_t evaluation = 0;
@@ -37,6 +40,8 @@ struct Family {
   const Begin& begin() const { return lineages.begin(); }
   /// The step that computes `node` where the edits of `lineage` are.
   const Step& step_of(const Node& node, const Lineage& lineage) const;
+  /// Drops the values that weights reach which were changed since they were computed. Does nothing while a hook runs.
+  void follow_weights();
   /// Releases what may be, longest unused first, until the rest fits the budget.
   void trim();
   /// Whether cells of this node stay for good.

@@ -1,6 +1,7 @@
 #include "glassformer/trace/generate.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -92,6 +93,7 @@ std::string Generation::finish_of(const Generated& result, const Trace& trace) c
 }
 
 std::vector<int64_t> Generation::step() {
+  const at::NoGradGuard no_grad;
   std::vector<int64_t> ids(traces_.size(), -1);
   if (done()) return ids;
   std::vector<Trace*> active;

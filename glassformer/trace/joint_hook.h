@@ -12,7 +12,10 @@ namespace glassformer {
 /// A segment that a hook is still to be called on.
 struct HookSegment {
   int64_t number = 0, begin = 0, end = 0;
-  Lineage* input = nullptr;  // What its value depends on.
+  Lineage* input = nullptr;  // What its value depends on,
+  int64_t weight_epoch = 0;  // and with which weights.
+
+  HookKey key() const { return {weight_epoch, begin, end, input->key()}; }
 };
 
 /// The segments that a hook on `node` with these options is called on.

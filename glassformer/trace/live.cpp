@@ -140,6 +140,7 @@ std::shared_ptr<Edit> TraceState::make_derived(const Node& node, const at::Tenso
   if (next_unresolved(node.id) == nullptr)
     edit->made_under = family->lineages.before(lineage_of(node.id), node.id, length).key();
   edit->made_after = edits_before(node.id);
+  edit->made_epoch = weight_epoch;
   return edit;
 }
 

@@ -55,9 +55,19 @@ bool is_settled(const Entry& entry, const Request& request) {
   return entry.settled >= 0 && entry.settled_under == compared_under(request, *entry.edit);
 }
 
+[[noreturn]] void refuse_other_weights(const TraceState& trace, const Edit& edit) {
+  const std::string& name = trace.graph().node(edit.node).name;
+  const WeightId weight = trace.family->weights.cause_of(edit.node);
+  throw OrderError(str(name, edit.overlay->text(), " was changed in place, starting from a value that depends on ",
+                       weight_text(*trace.family->model, weight),
+                       ", which has changed since: unset it and make the change again, or put it there as a hook, or "
+                       "set it to fixed numbers"));
+}
+
 // A derived edit of a value that is another one now: nobody can say what is meant.
 [[noreturn]] void refuse_derived(const TraceState& trace, const Entry& entry) {
   const Edit& edit = *entry.edit;
+  if (trace.family->weights.epoch_of(edit.node) > edit.made_epoch) refuse_other_weights(trace, edit);
   std::string later;
   uint64_t last = 0;
   for (const Entry& other : trace.entries) {
@@ -107,7 +117,7 @@ std::vector<HookSegment> segments_of(const TraceState& trace, NodeId node, const
     if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
     const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
     const int64_t first = std::max(trace.segments[i], trace.begin().first(node));
-    found.push_back({number, first, end, nullptr});
+    found.push_back({number, first, end, nullptr, trace.family->weights.epoch_of(node)});
   }
   return found;
 }
@@ -169,7 +179,7 @@ bool is_of(const HookMemory& call, const HookSegment& segment) {
 
 // The result of an earlier call whose input depended on the same edits, or null.
 const HookResult* remembered(const Hook& hook, const HookSegment& segment) {
-  const auto known = hook.by_lineage.find({segment.begin, segment.end, segment.input->key()});
+  const auto known = hook.by_lineage.find(segment.key());
   return known == hook.by_lineage.end() ? nullptr : &known->second;
 }
 
@@ -198,7 +208,8 @@ std::vector<Request> TraceState::needs(const Entry& entry) const {
 
 void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor& present) {
   const Edit& edit = *entry.edit;
-  if (trace.edits_before(edit.node, &entry) == edit.made_after) return;
+  const bool same_weights = trace.family->weights.epoch_of(edit.node) <= edit.made_epoch;
+  if (same_weights && trace.edits_before(edit.node, &entry) == edit.made_after) return;
   const Node& node = trace.graph().node(edit.node);
   std::vector<int64_t> rows = edit.made_from_rows.rows();
   for (int64_t& row : rows) row -= trace.begin().first(node.id);
@@ -246,9 +257,11 @@ int64_t TraceState::effect_of(const Entry& entry, const Request& request) const 
   if (!is_comparable(edit, request)) return edit.first_row;
   at::Tensor present = gather(request, node.has_keys() ? edit.overlay->n_keys() : -1);
   if (edit.made_from.defined()) {
-    const bool same = edits_before(edit.node, &entry) == edit.made_after ||
-                      compared_under(request, edit) == edit.made_under ||
-                      first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
+    const bool same_weights = family->weights.epoch_of(node.id) <= edit.made_epoch;
+    const bool same_edits =
+        edits_before(edit.node, &entry) == edit.made_after || compared_under(request, edit) == edit.made_under;
+    const bool same =
+        (same_weights && same_edits) || first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
     if (!same) refuse_derived(*this, entry);
     present = edit.made_from;
   }
@@ -269,7 +282,7 @@ void TraceState::settle_hook(Entry& entry) {
     const uint64_t hash = hash_of(before);
     if (const HookResult* known = remembered(*edit->hook, segment, before, hash); known != nullptr) {
       const HookResult same = *known;
-      edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = same;
+      edit->hook->by_lineage[segment.key()] = same;
       add_result(entry, same);
       continue;
     }
@@ -279,13 +292,20 @@ void TraceState::settle_hook(Entry& entry) {
       const RunningHook running(*this, node.id);
       after = edit->hook->function(given, HookCall(node, segment.number, segment.begin, segment.end, this));
     }
+    require_same_weights(node.id);
     const HookResult result = hook_result(*this, node, segment, before, after.defined() ? after : given);
     if (result.overlay) edit->hook->made.push_back(result.overlay);
     edit->hook->calls.emplace(hash, HookMemory{before, result});
-    edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = result;
+    edit->hook->by_lineage[segment.key()] = result;
     add_result(entry, result);
   }
   entry.from = 0;
+}
+
+void TraceState::require_same_weights(NodeId node) const {
+  if (const std::optional<WeightId> weight = family->weights.changed(*family->model))
+    throw OrderError(str(weight_text(*family->model, *weight), " was changed while a hook on ", graph().node(node).name,
+                         " ran, with half of the trace computed: change weights between reads"));
 }
 
 void resolve(std::span<TraceState* const> traces, NodeId node) {
@@ -435,7 +455,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
   if (traces.empty()) return {};
   check_reading(traces, node);
   if (positions && positions->empty()) throw InputError("no positions to read");
-  for (TraceState* trace : traces) trace->collect_live();
+  for (TraceState* trace : traces) trace->follow_weights();
   find_hooks_graphs(traces, node);
   const std::vector<TraceState*> plain = those(traces, node, false), with_graph = those(traces, node, true);
   if (with_graph.empty()) return read_plain(plain, node, positions, options);
@@ -451,11 +471,11 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
 }
 
 void run_states(std::span<TraceState* const> traces, NodeId until) {
+  for (TraceState* trace : traces) trace->follow_weights();
   std::set<NodeId> hooked;
   for (const TraceState* trace : traces)
     for (const Entry& entry : trace->entries)
       if (entry.edit->kind == Edit::Kind::kHook && entry.edit->node <= until) hooked.insert(entry.edit->node);
-  for (TraceState* trace : traces) trace->collect_live();
   for (NodeId node : hooked) {
     find_hooks_graphs(traces, node);
     resolve(those(traces, node, false), node);

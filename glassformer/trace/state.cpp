@@ -23,6 +23,7 @@ std::vector<Entry>::iterator place_of(std::vector<Entry>& entries, const Edit& e
 void cut_source(Edit& cut, const Edit& edit, const Node& node, int64_t length) {
   if (!edit.made_from.defined()) return;
   cut.made_from_rows = edit.made_from_rows.within(0, length);
+  cut.made_epoch = edit.made_epoch;
   cut.made_from = edit.made_from.narrow(node.row_axis, 0, cut.made_from_rows.count());
   if (node.has_keys()) cut.made_from = cut.made_from.narrow(3, 0, std::min(length, cut.made_from.size(3)));
   for (const auto& influence : edit.made_under)
@@ -223,6 +224,27 @@ void TraceState::forget_effects(NodeId node) {
       entry.from.reset();
       clear_results(entry);
     }
+}
+
+void TraceState::follow_weights() {
+  collect_live();
+  family->follow_weights();
+  if (weight_epoch == family->weights.epoch()) return;
+  const auto is_reached = [this](NodeId node) { return family->weights.epoch_of(node) > weight_epoch; };
+  std::erase_if(tape.values, [&](const auto& taped) { return is_reached(taped.first); });
+  for (LiveValue& value : live)
+    if (is_reached(value.node) && value.detached.empty()) value.detached = "a weight changed";
+  for (Entry& entry : entries) {
+    const int64_t epoch = family->weights.epoch_of(entry.edit->node);
+    if (!entry.edit->changes_values() || epoch <= weight_epoch) continue;
+    entry.from.reset();
+    entry.settled = -1;
+    clear_results(entry);
+    if (entry.edit->hook)
+      std::erase_if(entry.edit->hook->by_lineage,
+                    [epoch](const auto& known) { return std::get<0>(known.first) < epoch; });
+  }
+  weight_epoch = family->weights.epoch();
 }
 
 void TraceState::add_result(Entry& entry, HookResult result) {

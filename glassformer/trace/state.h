@@ -36,6 +36,7 @@ struct TraceState {
   std::vector<int64_t> segments;  // Where the prompt and each append begin.
   std::vector<Entry> entries;     // In the order in which they count: by node, then as made.
   NodeId in_hook = -1;            // While a hook runs: its node.
+  int64_t weight_epoch = 0;       // Of the family's weights, when what `entries` change was found out.
   bool tracked = false;           // Every value carries a graph while gradients are on.
   Tape tape;
   std::vector<LiveValue> live;
@@ -75,6 +76,8 @@ struct TraceState {
   void drop(NodeId node);
   /// What edits after `node` change must be found out again.
   void forget_effects(NodeId node);
+  /// The same for what changed weights reach. Everything that computes begins with this.
+  void follow_weights();
   static void add_result(Entry& entry, HookResult result);
   void clear_results(Entry& entry);
   at::ScalarType dtype_of(const Node& node) const;
@@ -96,6 +99,8 @@ struct TraceState {
   void settle_overlay(Entry& entry);
   int64_t effect_of(const Entry& entry, const Request& request) const;
   void settle_hook(Entry& entry);
+  /// `OrderError` where a weight was changed since the read began, by a hook on `node`.
+  void require_same_weights(NodeId node) const;
 
   // --- Values in users' hands (live.cpp)
   /// The value of a node for a user who may change it.
@@ -136,8 +141,14 @@ void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor
 /// Marks a trace while one of its hooks runs.
 class RunningHook {
  public:
-  RunningHook(TraceState& trace, NodeId node) : trace_(trace), before_(trace.in_hook) { trace.in_hook = node; }
-  ~RunningHook() { trace_.in_hook = before_; }
+  RunningHook(TraceState& trace, NodeId node) : trace_(trace), before_(trace.in_hook) {
+    trace.in_hook = node;
+    ++trace.family->hooks_running;
+  }
+  ~RunningHook() {
+    trace_.in_hook = before_;
+    --trace_.family->hooks_running;
+  }
   RunningHook(const RunningHook&) = delete;
   RunningHook& operator=(const RunningHook&) = delete;
 

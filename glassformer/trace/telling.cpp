@@ -34,7 +34,7 @@ std::string state_of(TraceState& trace, NodeId id) {
 }  // namespace
 
 std::string Trace::explain(std::string_view name) {
-  state_->collect_live();
+  state_->follow_weights();
   const Graph& graph = model().graph();
   const Node& node = graph.node(graph.find(name));
   state_->begin().require(node.id);

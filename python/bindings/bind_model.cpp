@@ -116,6 +116,13 @@ void bind_model(py::module_& module) {
       .def(
           "weight", [](const Model& model, const std::string& name) { return model.weights().get(name); },
           py::arg("name"))
+      .def("weights_changed", &Model::weights_changed)
+      .def(
+          "to",
+          [](const Model& model, at::ScalarType dtype, at::Device device) {
+            return std::const_pointer_cast<Model>(model.to({dtype, device}));
+          },
+          py::arg("dtype"), py::arg("device"), py::call_guard<py::gil_scoped_release>())
       .def("nodes",
            [](const Model& model) {
              std::vector<std::tuple<std::string, std::string, std::vector<int64_t>>> nodes;

@@ -100,6 +100,31 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
+def device_of(device: torch.device | str) -> torch.device:
+    """A torch device from itself or its name."""
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise _core.InputError(f"'{device}' is no device; expected one like cpu or cuda:0") from None
+
+
+def conversion(targets: Sequence[Any], dtype: Any, device: Any) -> tuple[torch.dtype | None, torch.device | None]:
+    """The dtype and the device among what `Model.to` was given; None where there was none."""
+    dtypes = [] if dtype is None else [dtype_of(dtype)]
+    devices = [] if device is None else [device_of(device)]
+    for target in targets:
+        named = isinstance(target, str) and isinstance(getattr(torch, target.removeprefix("torch."), None), torch.dtype)
+        if named or isinstance(target, torch.dtype):
+            dtypes.append(dtype_of(target))
+        elif isinstance(target, str | torch.device):
+            devices.append(device_of(target))
+        else:
+            raise TypeError(f"to() takes a dtype and a device; found {type(target).__name__}")
+    if len(dtypes) > 1 or len(devices) > 1:
+        raise _core.InputError(f"to() takes one dtype and one device; found {[*dtypes, *devices]}")
+    return dtypes[0] if dtypes else None, devices[0] if devices else None
+
+
 def token_rows(ids: Any) -> list[torch.Tensor]:
     """Token ids (a list, nested lists, an array, a tensor) as one row `pos` for each sequence."""
     if isinstance(ids, torch.Tensor | np.ndarray):

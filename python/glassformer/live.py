@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from glassformer import _core
-from glassformer._arguments import dtype_of
+from glassformer._arguments import device_of, dtype_of
 from glassformer.tokenizer import Tokenizer
 
 
@@ -20,7 +20,11 @@ def is_live(source: Any) -> bool:
 def open_live(
     module: Any, tokenizer: Tokenizer | None, dtype: torch.dtype | str | None, device: torch.device | str | None
 ) -> _core.Model:
-    """The core's model on a module's own parameters; only a change of dtype or device copies them."""
+    """The core's model on a module's own parameters; only a change of dtype or device copies them.
+
+    Detached aliases: the same storage and the same count of versions, so that what changes a parameter in place counts
+    in every trace, but a `requires_grad` and a `grad` of their own.
+    """
     tensors = {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
     first = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
     return _core.Model.from_tensors(
@@ -28,7 +32,7 @@ def open_live(
         tensors,
         None if tokenizer is None else tokenizer.core,
         first.dtype if dtype is None else dtype_of(dtype),
-        first.device if device is None else torch.device(device),
+        first.device if device is None else device_of(device),
     )
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from glassformer import _core
-from glassformer._arguments import NodeName, Values, dtype_of, node_name, token_rows
+from glassformer._arguments import (
+    NodeName,
+    Values,
+    conversion,
+    device_of,
+    dtype_of,
+    node_name,
+    tensor_of,
+    token_rows,
+)
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook, start_generation
 from glassformer.live import is_live, open_live, tokenizer_of
 from glassformer.tokenizer import Tokenizer
@@ -51,8 +60,16 @@ class NodeList(list[Node]):
 class Weights(Mapping[str, torch.Tensor]):
     """The weights of a model by name ("blocks.0.attn.q.weight"), outputs first; each is loaded when first asked for.
 
-    They are the tensors that the model computes with: don't change them in place. An unknown name raises `NameError`
-    with the nearest ones.
+    They are the very tensors that the model computes with. Change them in place (`weights[name][0] = 0`, `mul_`, an
+    optimiser's step under `torch.no_grad`), or put other numbers into them (`weights[name] = numbers`): the next read
+    of every trace computes again what depends on them, and nothing else. The file that they came from never changes,
+    and a weight is never loaded again. What torch does not count (writes through `.data`, `.numpy()` or a pointer)
+    takes `Model.weights_changed`. Change them while no thread computes; within a hook it raises `OrderError`.
+
+    Of a live `transformers` model they are detached aliases of its parameters: the same storage, so that changes in
+    place of either count here, but `requires_grad` and `grad` of their own. A parameter that is replaced (`.data = …`,
+    `load_state_dict(assign=True)`, `.to(…)`) is not followed, nor is anything where `load` had to change dtype or
+    device, which copies. Tied weights are one tensor. An unknown name raises `NameError` with the nearest ones.
     """
 
     def __init__(self, core: _core.Model):
@@ -61,6 +78,19 @@ class Weights(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._core.weight(name)
+
+    def __setitem__(self, name: str, value: Values) -> None:
+        """Puts numbers into a weight, in place: of its shape, or one number for all of it. Raises `ShapeError`."""
+        weight, numbers = self[name], tensor_of(value)
+        if numbers.ndim > 0 and numbers.shape != weight.shape:
+            raise _core.ShapeError(f"weight '{name}': expected shape {list(weight.shape)}; found {list(numbers.shape)}")
+        if numbers.is_complex():
+            raise _core.InputError(f"weight '{name}': expected real numbers; found {numbers.dtype}")
+        if numbers is weight:  # After `weights[name] *= 2`.
+            return
+        shared = numbers.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        with torch.no_grad():
+            weight.copy_(numbers.clone() if shared else numbers)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -76,7 +106,7 @@ class Weights(Mapping[str, torch.Tensor]):
 
 
 class Model:
-    """A model ready to be traced; made by `load`. It never changes: edits live in traces."""
+    """A model ready to be traced; made by `load`. Edits live in traces; what can change here are the `weights`."""
 
     def __init__(self, core: _core.Model, tokenizer: Tokenizer | None = None, name: str | None = None):
         self.core = core
@@ -116,8 +146,41 @@ class Model:
 
     @property
     def weights(self) -> Weights:
-        """The weights by name."""
+        """The weights by name; they may be changed in place."""
         return self._weights
+
+    def weights_changed(self) -> None:
+        """Tells this model's traces that weights were changed in a way that torch does not count: through `.data`,
+        `.numpy()` or a pointer. All other changes in place count by themselves."""
+        self.core.weights_changed()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Model:
+        """Sets `requires_grad` of all weights, loading them. Returns this model.
+
+        A live model's own parameters keep theirs: see `Weights`.
+        """
+        for weight in self.weights.values():
+            weight.requires_grad_(requires_grad)
+        return self
+
+    def to(
+        self,
+        *targets: torch.dtype | torch.device | str,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> Model:
+        """This model in another dtype or on another device: `to("cpu")`, `to(torch.float64)`, `to(dtype=…, device=…)`.
+
+        A new model with the weights as they are now, changed ones too; where nothing differs, this model itself. What
+        is changed afterwards in one of the two doesn't reach the other, nor does a live model that this one follows.
+        Traces stay with the model that they were made of. Weights are turned from this model's dtype into the new one,
+        whatever their file holds.
+
+        Raises `UnsupportedError` for a dtype that no model runs in or a device that is not there.
+        """
+        to_dtype, to_device = conversion(targets, dtype, device)
+        core = self.core.to(to_dtype or self.dtype, to_device or self.device)
+        return self if core is self.core else Model(core, self._tokenizer, self._name)
 
     def nodes(self) -> NodeList:
         """All nodes in computing order."""
@@ -249,13 +312,15 @@ def load(
     tokenizer: Any = None,
 ) -> Model:
     """Opens a model: a folder, a GGUF file, the name of a model in the local Hugging Face cache, or a live
-    `transformers` model, whose weights are used in place.
+    `transformers` model.
 
     `dtype` (float32, float64, bfloat16 or float16; a torch dtype or its name) is what weights are turned into and used
     in: float32 for files and a live model's own where it isn't given. `device` is the CPU for files and a live model's
-    own by default. `tokenizer` (glassformer's, a fast one of `transformers`, or a path) replaces the one in the files.
+    own by default. Weights of a live model are used in place and follow it, see `Weights`; a change of dtype or device
+    copies them. `tokenizer` (glassformer's, a fast one of `transformers`, or a path) replaces the one in the files.
 
-    Raises `FileError` where there is no such model or it is damaged, `UnsupportedError` for an unknown architecture.
+    Raises `FileError` where there is no such model or it is damaged, `UnsupportedError` for an unknown architecture, a
+    dtype that no model runs in or a device that is not there.
     """
     chosen = tokenizer_of(tokenizer)
     if is_live(source):
@@ -265,7 +330,7 @@ def load(
         raise TypeError(f"load takes a path, a name or a live transformers model; found {type(source).__name__}")
     path = os.fspath(source)
     wanted = torch.float32 if dtype is None else dtype_of(dtype)
-    core = _core.Model.load(path, wanted, torch.device("cpu" if device is None else device))
+    core = _core.Model.load(path, wanted, device_of("cpu" if device is None else device))
     return Model(core, chosen or _own_tokenizer(core))
 
 

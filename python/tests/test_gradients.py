@@ -411,3 +411,21 @@ def test_attribution_patching_is_the_slope_of_activation_patching(name):
     assert found["blocks.2.attn.hook_attn_scores"].isfinite().all()
     with pytest.raises(glassformer.ShapeError, match="one number"):
         glassformer.attribution_patching(clean, corrupted, lambda logits: logits)
+
+
+def test_weights_that_learn_change_what_is_computed():
+    model = glassformer.load(make_model("gpt2", torch.float64))
+    weight = model.weights["blocks.1.mlp.out.weight"].requires_grad_()
+    tokens = random_tokens(1, 5)
+    optimiser = torch.optim.SGD([weight], lr=0.05)
+    losses = []
+    trace = model.trace(tokens)
+    for _ in range(3):
+        loss = -trace.logits.log_softmax(-1)[0, -1, 5]
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[0] > losses[1] > losses[2]
+
+

@@ -135,13 +135,15 @@ class Session:
     """A family of traces of one model under random operations."""
 
     def __init__(self, name, seed):
-        tiny, longest = subject(name), LONGEST.get(name, 12)
+        tiny, longest = subject.__wrapped__(name), LONGEST.get(name, 12)  # Its own, since it changes weights.
         self.random = random.Random(seed)
         self.name, self.tiny = name, tiny
         self.longest = longest
         self.all_nodes = list(tiny.model.nodes())
         self.order = {node.name: number for number, node in enumerate(self.all_nodes)}
         self.fired, self.n_hooks = [], 0
+        self.weights = [*tiny.model.weights.items(), *tiny.reference.named_parameters()]
+        self.originals = [weight.detach().clone() for _, weight in self.weights]
         self.log = []
         self.start()
 
@@ -194,7 +196,9 @@ class Session:
         if self.random.random() < 0.02 or len(self.pairs) > 8:
             self.start()
         choices = [self.read] * 6 + [self.set] * 5 + [self.hook] * 3 + [self.edit] * 2 + [self.unset] * 2
-        choices += [self.fork] * 2 + [self.append] * 2 + [self.truncate, self.read_all, self.run, self.drop]
+        choices += (
+            [self.fork] * 2 + [self.append] * 2 + [self.truncate, self.read_all, self.run, self.drop, self.weight]
+        )
         operation = self.random.choice(choices)
         index = self.random.randrange(len(self.pairs))
         operation(index, self.pairs[index])
@@ -459,6 +463,22 @@ class Session:
         values = glassformer.read_all([pair.trace for pair in self.pairs], node.name, positions)
         for pair, value in zip(self.pairs, values, strict=True):
             self.check(pair, node, value, positions)
+
+    def weight(self, index, pair):
+        """Changes a weight of ours or of `transformers`, which the oracle has, or puts it back."""
+        del index, pair
+        number, factor = self.random.randrange(len(self.weights)), self.random.choice([0.5, 1.0, 1.5])
+        self.log.append(f"weight {self.weights[number][0]} {factor}")
+        tokens, nodes = torch.arange(D_VOCAB + 1).reshape(2, -1) % D_VOCAB, []
+        for times in (0.75, factor):
+            with torch.no_grad():
+                self.weights[number][1].copy_(self.originals[number] * times)
+            nodes.append(self.tiny.oracle.run(tokens))
+        for pair in self.pairs:
+            for name, entries in pair.edits.items():
+                for entry in entries:
+                    if isinstance(entry, Derived) and not torch.equal(nodes[0][name], nodes[1][name]):
+                        entry.state = None  # Others than when it was made; the same ones can round differently.
 
     def drop(self, index, pair):
         if len(self.pairs) > 1:
