@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "glassformer/base/errors.h"
 #include "glassformer/trace/batch.h"
@@ -169,11 +170,23 @@ TEST_CASE("hooks can't change weights") {
   trace.hook("z1", change);
   batch.hook("z1", change);
   const std::string message =
-      "weight 'embed.weight' was changed while a hook on blocks.1.attn.hook_z ran, with half of the trace computed: "
-      "change weights between reads";
+      "weight 'embed.weight' was changed by a hook or another thread while a trace was being read, which mixes old and "
+      "new: change weights between reads";
   CHECK_THROWS_WITH_AS(trace.logits(), message.c_str(), OrderError);
   CHECK_THROWS_WITH_AS(batch.read("logits"), message.c_str(), OrderError);
   trace.unset("z1");
+  CHECK(close(trace.logits(), fresh_logits(model, trace)));
+}
+
+TEST_CASE("a weight that another thread changes during a read") {
+  const auto model = tiny_gpt2();
+  int polls = 0;
+  const auto poll = [&] {
+    if (++polls == 30) std::thread([&] { weight(*model, "blocks.0.ln1.weight").mul_(2); }).join();
+  };
+  Trace trace(model, some_tokens(*model, 1, 4), {.poll = poll});
+  CHECK_THROWS_AS(trace.logits(), OrderError);
+  CHECK(polls > 30);
   CHECK(close(trace.logits(), fresh_logits(model, trace)));
 }
 

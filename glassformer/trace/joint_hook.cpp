@@ -89,7 +89,7 @@ std::vector<at::Tensor> call_padded(const std::vector<JointMember>& members, con
   }
   const at::Tensor given = pad_left(inputs, node, node.absent).values;
   at::Tensor after = hook.function(given, HookCall(node, members.front().segment.number, begin, end, nullptr));
-  for (const Member& member : members) member.trace->require_same_weights(node.id);
+  for (const Member& member : members) member.trace->require_same_weights();
   if (!after.defined()) after = given;
   if (!at::is_expandable_to(after.sizes(), given.sizes()))
     throw ShapeError(str(node.name, ": expected a value of shape ", shape_text(given.sizes()),

@@ -292,7 +292,7 @@ void TraceState::settle_hook(Entry& entry) {
       const RunningHook running(*this, node.id);
       after = edit->hook->function(given, HookCall(node, segment.number, segment.begin, segment.end, this));
     }
-    require_same_weights(node.id);
+    require_same_weights();
     const HookResult result = hook_result(*this, node, segment, before, after.defined() ? after : given);
     if (result.overlay) edit->hook->made.push_back(result.overlay);
     edit->hook->calls.emplace(hash, HookMemory{before, result});
@@ -302,10 +302,11 @@ void TraceState::settle_hook(Entry& entry) {
   entry.from = 0;
 }
 
-void TraceState::require_same_weights(NodeId node) const {
+void TraceState::require_same_weights() const {
   if (const std::optional<WeightId> weight = family->weights.changed(*family->model))
-    throw OrderError(str(weight_text(*family->model, *weight), " was changed while a hook on ", graph().node(node).name,
-                         " ran, with half of the trace computed: change weights between reads"));
+    throw OrderError(str(weight_text(*family->model, *weight),
+                         " was changed by a hook or another thread while a trace was being read, which mixes old and "
+                         "new: change weights between reads"));
 }
 
 void resolve(std::span<TraceState* const> traces, NodeId node) {
@@ -427,6 +428,7 @@ std::vector<at::Tensor> read_plain(std::span<TraceState* const> traces, NodeId n
     evaluate(requests, {.keep_requested = true, .lean = lean});
     for (size_t i = 0; i < part.size(); ++i) values.push_back(part[i]->collected(node, rows[i]));
   }
+  for (const TraceState* trace : traces) trace->require_same_weights();
   return values;
 }
 
@@ -460,6 +462,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
   const std::vector<TraceState*> plain = those(traces, node, false), with_graph = those(traces, node, true);
   if (with_graph.empty()) return read_plain(plain, node, positions, options);
   record(with_graph, node);
+  for (const TraceState* trace : with_graph) trace->require_same_weights();
   std::vector<at::Tensor> plain_values, values;
   if (!plain.empty()) plain_values = read_plain(plain, node, positions, options);
   for (TraceState* trace : traces) {

@@ -99,8 +99,8 @@ struct TraceState {
   void settle_overlay(Entry& entry);
   int64_t effect_of(const Entry& entry, const Request& request) const;
   void settle_hook(Entry& entry);
-  /// `OrderError` where a weight was changed since the read began, by a hook on `node`.
-  void require_same_weights(NodeId node) const;
+  /// `OrderError` where a weight was changed since the read began.
+  void require_same_weights() const;
 
   // --- Values in users' hands (live.cpp)
   /// The value of a node for a user who may change it.

@@ -294,7 +294,7 @@ class Recorder {
         const RunningHook running(trace, id);
         after = hook.function(given, HookCall(node, segment.number, segment.begin, segment.end, &trace));
       }
-      trace.require_same_weights(id);
+      trace.require_same_weights();
       if (!after.defined()) after = given;
       value = put_segment(trace, node, segment, value, after);
       remember(trace, node, segment, hook, before, after);

@@ -64,7 +64,8 @@ class Weights(Mapping[str, torch.Tensor]):
     optimiser's step under `torch.no_grad`), or put other numbers into them (`weights[name] = numbers`): the next read
     of every trace computes again what depends on them, and nothing else. The file that they came from never changes,
     and a weight is never loaded again. What torch does not count (writes through `.data`, `.numpy()` or a pointer)
-    takes `Model.weights_changed`. Change them while no thread computes; within a hook it raises `OrderError`.
+    takes `Model.weights_changed`. Change them between reads: during one, in a hook or another thread, it mixes old and
+    new, and the read raises `OrderError`.
 
     Of a live `transformers` model they are detached aliases of its parameters: the same storage, so that changes in
     place of either count here, but `requires_grad` and `grad` of their own. A parameter that is replaced (`.data = …`,

@@ -251,7 +251,7 @@ def test_a_hook_that_changes_weights(tiny):
     batch = tiny.model.trace([[1, 2], [3, 4, 5]])
     for each in (trace, batch):
         each.hook("z1", lambda value, call: change(tiny.model.weights["blocks.0.ln2.weight"]))
-        with pytest.raises(glassformer.OrderError, match=r"weight 'blocks\.0\.ln2\.weight' was changed while a hook"):
+        with pytest.raises(glassformer.OrderError, match=r"weight 'blocks\.0\.ln2\.weight' was changed by a hook"):
             each.logits_at(-1)
     trace.unset("z1")
     check(trace, tiny.oracle)
