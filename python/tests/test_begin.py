@@ -248,6 +248,22 @@ def test_an_edit_of_the_positions_leaves_what_is_given():
     assert torch.equal(trace.logits, before)
 
 
+def test_edits_above_do_not_concern_what_is_given():
+    """No hook on what leads to rotary angles is called, and no change of them in doubt, where only what is given is
+    read."""
+    model = subject("llama_grouped").model
+    trace = model.trace_from("resid_pre1", some_values(model, "resid_pre1", 1, 6))
+    calls = []
+    trace.hook("positions", lambda value, call: calls.append(call.name))
+    trace.edit("rotary.hook_cos", lambda value: value * 0.5)
+    calls.clear()
+    trace.set("positions", 3, np.s_[:, 2])
+    assert trace["resid_pre1"].shape == (*trace["q1"].shape[:2], 32)
+    assert calls == []
+    with pytest.raises(glassformer.OrderError):
+        trace.read("rot_q1")
+
+
 def test_mask_and_positions_of_a_trace_from_a_node(tiny):
     node = "blocks.1.hook_resid_pre"
     value = some_values(tiny.model, node, 2, 6)
@@ -512,6 +528,30 @@ def test_edits_of_a_trace_with_a_past(tiny):
     check({})
 
 
+def test_a_whole_node_after_a_past_drops_its_hooks():
+    tiny = subject("llama_grouped")
+    tokens = random_tokens(1, 9)
+    trace = tiny.model.trace(tokens[:, 4:8], past=past_of(tiny.model.trace(tokens), 4))
+    calls = []
+    for node in ("resid_pre1", "k1"):
+        trace.hook(node, lambda value, call: calls.append(call.name))
+        trace[node] = 0.5
+    trace.append(tokens[:, 8:])
+    trace.run()
+    assert calls == []
+
+
+def test_a_text_after_a_past_has_no_special_tokens(demo_model):
+    model = glassformer.load(demo_model)
+    whole = model.trace("The capital of France is")
+    rest = model.trace(" France is", past=model.trace("The capital of").past())
+    assert torch.equal(rest.tokens, whole.tokens[:, 3:]) and rest.str_tokens == [" France", " is"]
+    assert_close(rest.logits, whole.logits[:, 3:], 1e-4)
+    assert_close(rest["resid_post29"], whole["resid_post29"][:, 3:], 1e-4)
+    lens, other = (glassformer.logit_lens(trace, positions=[-1]) for trace in (rest, whole))
+    assert torch.equal(lens.top_ids, other.top_ids)
+
+
 def test_a_hook_on_the_first_layer_leaves_given_keys():
     """Keys and values of later layers at past positions don't change with what comes before them."""
     tiny = subject("mistral_window")
@@ -605,7 +645,7 @@ def test_generation_after_a_past_goes_on_as_after_the_whole():
     for trace in (model.trace(tokens), model.trace(tokens[:, 4:], past=past_of(model.trace(tokens), 4))):
         seen = []
         hooks = [("resid_post1", lambda value, call, seen=seen: seen.append((call.begin, call.end)), [])]
-        edits = [("k1", torch.tensor(0.5), None, [2]), ("z1", torch.tensor(0.25), np.s_[:, [-1]], [0])]
+        edits = [("k1", torch.tensor(0.5), None, [2]), ("z1", torch.tensor(0.25), np.s_[:, [6 - trace.begin]], [0])]
         run = core.Generation([trace.core], 6, glassformer.Sampler().core(), None, [], [], edits, hooks)
         while not run.done():
             run.step()
@@ -797,6 +837,28 @@ def test_edits_under_a_mask_that_looks_ahead(tiny):
     for name in list(edits):
         trace.unset(name)
     check_all(tiny, trace, tokens, mask)
+
+
+def test_a_mask_that_looks_one_key_ahead(tiny):
+    tokens = random_tokens(2, 7)
+    mask = (torch.arange(7) <= torch.arange(7)[:, None] + 1).repeat(2, 1, 1)
+    trace = tiny.model.trace(tokens, attention_mask=mask)
+    trace.logits_at(-1)
+    trace.set("v2", 0.5, np.s_[:, 4, 1])
+    edits = {"blocks.2.attn.hook_v": [([[0, 1], [4], [1], list(range(tiny.model.config.d_head))], 0.5)]}
+    check_all(tiny, trace, tokens, mask, edits)
+    rest = tiny.model.trace(tokens[:, 3:], past=past_of(tiny.model.trace(tokens), 3), attention_mask=mask[:, 3:])
+    rest.logits_at(4)
+    rest.set("v2", 0.5, np.s_[:, 6, 1])
+    again = rest.fork()
+    again.set("v2", rest["v2"])
+    assert_close(again.logits, rest.logits, EXACT)
+    expected = torch.einsum("bhqk,bkhe->bqhe", rest["pattern2"], heads_of(tiny, rest["v2"]))
+    assert_close(rest["z2"], expected, EXACT)
+
+
+def heads_of(tiny, x):
+    return x.repeat_interleave(tiny.model.config.n_heads // tiny.model.config.n_kv_heads, dim=2)
 
 
 def test_hooks_under_a_mask_that_looks_ahead(tiny):
