@@ -151,6 +151,11 @@ TEST_CASE("a mask for each query lets queries look ahead, and edits of later key
     CHECK((fork.logits() - before).select(1, 0).abs().max().item<double>() > 1e-6);
     Trace again = Trace::from_node(model, "resid_pre1", value, {.attention_mask = at::ones({1, 6, 6}, at::kBool)});
     CHECK(close(fork.logits(), again.logits()));
+    Trace weighted = all.fork();
+    weighted.set("pattern2", at::full({}, 0.5, at::kDouble), Region().at("query_pos", 4));
+    weighted.reset_work();
+    weighted.read("z2");
+    CHECK(weighted.work().back().rows == 2);  // The edited query and what comes after it; no other looks at a pattern.
     all.append(some_tokens(*model, 1, 2));
     CHECK(at::equal(all.read("logits").narrow(1, 0, 6), before));
     CHECK(all.read("pattern1").select(2, 6).select(2, 7).abs().max().item<double>() == 0);

@@ -27,7 +27,7 @@ class HookCall {
   int64_t begin() const { return begin_; }
   int64_t end() const { return end_; }
   /// The value of a node that comes before this one, at the same positions. `OrderError` for a later one;
-  /// `UnavailableError` in a batch.
+  /// `UnavailableError` in a batch, and where it has no value there.
   at::Tensor read(std::string_view node) const;
 
  private:

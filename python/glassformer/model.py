@@ -24,7 +24,7 @@ from glassformer._arguments import (
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook, start_generation
 from glassformer.live import is_live, open_live, tokenizer_of
 from glassformer.tokenizer import Tokenizer
-from glassformer.trace import Batch, Trace, batch_of, trace_at, trace_of
+from glassformer.trace import Batch, Trace, batch_of, continued_rows, trace_at, trace_of
 
 
 @dataclass(frozen=True)
@@ -219,14 +219,15 @@ class Model:
         `keep` says which values stay in memory: "budget" (all that fits `budget_bytes`; 0 means the larger of 64 MB and
         a quarter of the weights), "all" or "needed"; it never changes a result.
 
-        `past` is what comes before the prompt: a list with (keys, values) of each layer, `batch past_pos kv_head
-        d_head`, keys before rotation (the nodes `attn.hook_k` and `attn.hook_v`), as `Trace.past` returns it. Positions
-        count over past and prompt; `attention_mask` and `positions` cover both. Of the past's own positions there are
-        only keys, values and inputs: reading anything else there raises `UnavailableError` (see `Trace.begin`).
+        `past` is what comes before the prompt (a text then gets no special tokens): a list with (keys, values) of each
+        layer, `batch past_pos kv_head d_head`, keys before rotation (the nodes `attn.hook_k` and `attn.hook_v`), as
+        `Trace.past` returns it. Positions count over past and prompt; `attention_mask` and `positions` cover both. Of
+        the past's own positions there are only keys, values and inputs: reading anything else there raises
+        `UnavailableError` (see `Trace.begin`).
 
         Raises `InputError` for an empty prompt, tokens outside the vocabulary, or more than `config.n_ctx` of them.
         """
-        rows = self._rows(prompt)
+        rows = self._rows(prompt) if past is None else continued_rows(self, prompt)
         if not rows:
             raise _core.InputError("no prompts")
         if len({len(row) for row in rows}) == 1:

@@ -203,7 +203,7 @@ class Trace:
         if self.begin_node != "hook_tokens":
             self.core.append(_values(self.begin_node, tokens))
             return
-        rows = _appended_rows(self.model, tokens)
+        rows = continued_rows(self.model, tokens)
         if len({len(row) for row in rows}) > 1:
             raise _core.ShapeError(
                 "the sequences of a trace have equal length; found different numbers of tokens to append"
@@ -374,7 +374,7 @@ class Batch:
 
     def append(self, tokens: Sequence[Any]) -> None:
         """Adds tokens to each prompt: one text or list of ids for each."""
-        rows = _appended_rows(self.model, tokens)
+        rows = continued_rows(self.model, tokens)
         if len(rows) != len(self):
             raise _core.ShapeError(f"expected tokens for {len(self)} prompts; found {len(rows)}")
         for trace, row in zip(self.traces, rows, strict=True):
@@ -458,7 +458,8 @@ def _past(given: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(tensor_of(keys), tensor_of(values)) for keys, values in layers]
 
 
-def _appended_rows(model: Model, tokens: Any) -> list[torch.Tensor]:
+def continued_rows(model: Model, tokens: Any) -> list[torch.Tensor]:
+    """Internal: what follows something else, a row `pos` for each sequence; texts get no special tokens."""
     texts = [tokens] if isinstance(tokens, str) else tokens
     if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
         if model.tokenizer is None:

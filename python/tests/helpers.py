@@ -5,7 +5,7 @@ import functools
 import types
 
 import torch
-from oracle import Oracle
+from oracle import Oracle, first_row, rows_of
 from tiny_models import make_model
 
 import glassformer
@@ -59,3 +59,41 @@ def everywhere(shape):
 def number_of(name):
     """The layer of a node, or None."""
     return int(name.split(".")[1]) if name.startswith("blocks.") else None
+
+
+def nodes_of(model):
+    """The nodes by name."""
+    return {node.name: node for node in model.nodes()}
+
+
+def some_values(model, node, batch, length, seed=0):
+    """Random numbers in the shape of a node."""
+    shape = shape_of(nodes_of(model)[model.node_name(node)], batch, length)
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def constant(value):
+    """The edit, as the oracle takes it, that puts a value in the place of a whole node."""
+    return [(everywhere(value.shape), value)]
+
+
+def available(trace, model):
+    """The names of the nodes that a trace has."""
+    found = []
+    for name in nodes_of(model):
+        try:
+            trace.read(name, [-1])
+            found.append(name)
+        except glassformer.UnavailableError:
+            pass
+    return found
+
+
+def past_of(trace, length):
+    """Keys and values of the first positions of a trace."""
+    return [(keys[:, :length], values[:, :length]) for keys, values in trace.past()]
+
+
+def at_available(value, name, n_past):
+    """The rows of a node that a trace with a past has."""
+    return value[rows_of(name, first_row(name, n_past), None)]
