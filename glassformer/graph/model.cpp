@@ -66,6 +66,32 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   return model;
 }
 
+std::shared_ptr<const Model> Model::define(const std::vector<NodeSpec>& nodes,
+                                           const std::map<std::string, at::Tensor>& weights,
+                                           const DefineOptions& options) {
+  check_dtype(options.load.dtype);
+  if (options.d_vocab < 1 || options.n_ctx < 1)
+    throw InputError(
+        str("a model needs d_vocab and n_ctx of at least 1; found ", options.d_vocab, " and ", options.n_ctx));
+  std::shared_ptr<Model> model(new Model());
+  model->name_ = model->config_.architecture = options.name;
+  model->config_.d_vocab = options.d_vocab;
+  model->config_.n_ctx = options.n_ctx;
+  model->weights_ = Weights::none(options.load.dtype, options.load.device)->extended(weights);
+  model->graph_ = define_graph(nodes, *model->weights_, options.n_ctx);
+  model->config_.n_layers = model->graph_->n_layers();
+  model->tokenizer_ = options.tokenizer;
+  if (model->tokenizer_ && model->tokenizer_->eos_id()) model->eos_ids_ = {*model->tokenizer_->eos_id()};
+  return model;
+}
+
+std::shared_ptr<const Model> Model::extended(const Extension& extension) const {
+  std::shared_ptr<Model> model(new Model(*this));
+  model->weights_ = weights_->extended(extension.weights);
+  model->graph_ = extend_graph(*graph_, extension, *model->weights_);
+  return model;
+}
+
 const Tokenizer& Model::tokenizer() const {
   if (!tokenizer_)
     throw InputError(str("model '", name_, "' came without a tokenizer; give token ids instead of text"));

@@ -27,6 +27,11 @@ class Weights {
                                                const DescribedModel& model, at::ScalarType dtype, at::Device device);
   /// Names and shapes alone, for looking at a graph; `get` must not be called.
   static std::shared_ptr<Weights> without_values(const DescribedModel& model);
+  /// None at all, for a model of one's own.
+  static std::shared_ptr<Weights> none(at::ScalarType dtype, at::Device device);
+  /// The same weights and further ones, of any shape: in place where dtype and device agree; integers stay integers.
+  /// `InputError` for a name that is there already.
+  std::shared_ptr<Weights> extended(const std::map<std::string, at::Tensor>& more) const;
   ~Weights();
 
   /// The weight as steps use it: outputs first, in the model's dtype and on its device. Loads it at the first call; any
@@ -46,11 +51,12 @@ class Weights {
  private:
   struct Slot;
   Weights(std::vector<WeightSpec> specs, at::ScalarType dtype, at::Device device);
+  void add(WeightSpec spec, std::shared_ptr<Slot> slot);
   void alias_tied(const ModelConfig& config);
 
   std::vector<WeightSpec> specs_;
   std::map<std::string, WeightId, std::less<>> ids_;
-  std::vector<std::unique_ptr<Slot>> slots_;
+  std::vector<std::shared_ptr<Slot>> slots_;  // Shared by all that were extended from one another.
   at::ScalarType dtype_;
   at::Device device_;
 };

@@ -8,7 +8,7 @@
 
 #include "glassformer/base/errors.h"
 #include "glassformer/text/tokenizer.h"
-#include "glassformer/trace/state.h"
+#include "glassformer/trace/migration.h"
 
 namespace glassformer {
 
@@ -42,6 +42,11 @@ Trace Trace::fork() const {
   auto other = std::make_unique<TraceState>(*state_);
   other->in_hook = -1;
   return Trace(std::move(other));
+}
+
+Trace Trace::fork(const std::shared_ptr<const Model>& extended) const {
+  if (extended == state_->family->model) return fork();
+  return Trace(Migration(extended).moved(*state_));
 }
 
 void Trace::append(const at::Tensor& tokens) { state_->append(tokens); }

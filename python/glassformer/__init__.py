@@ -36,6 +36,7 @@ from glassformer.analysis import (
     logit_difference,
     logit_lens,
 )
+from glassformer.extend import NewNode, UpTo, define, up_to
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook
 from glassformer.model import Model, Node, NodeList, Weights, load
 from glassformer.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "NameError",
+    "NewNode",
     "Node",
     "NodeList",
     "OrderError",
@@ -66,14 +68,17 @@ __all__ = [
     "Trace",
     "UnavailableError",
     "UnsupportedError",
+    "UpTo",
     "Weights",
     "Window",
     "__version__",
     "activation_patching",
+    "define",
     "direct_logit_attribution",
     "explain",
     "load",
     "logit_difference",
     "logit_lens",
     "read_all",
+    "up_to",
 ]
