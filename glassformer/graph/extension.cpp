@@ -60,9 +60,6 @@ class UserCode {
   UserCode() : key_set_(usual_keys()) {
     if (!wants_graph_) no_grad_.emplace(false);
   }
-  at::Tensor finished(const at::Tensor& tensor) const {
-    return !wants_graph_ && tensor.requires_grad() ? tensor.detach() : tensor;
-  }
 
  private:
   c10::impl::LocalDispatchKeySet usual_keys() {
@@ -84,19 +81,17 @@ std::string shape_with_words(const std::vector<int64_t>& shape, const std::vecto
   return str(shape_text(shape), " (", words, ")");
 }
 
-// What users' code gave, as the engine keeps it: of the expected shape and dtype, in memory that nobody else holds.
-at::Tensor taken(at::Tensor output, const std::vector<int64_t>& shape, const std::vector<Axis>& axes,
+// What users' code gave, as the engine keeps it: of the expected shape and dtype, in memory that nobody else holds, and
+// with a graph only where one is wanted.
+at::Tensor taken(const at::Tensor& output, const std::vector<int64_t>& shape, const std::vector<Axis>& axes,
                  const std::string& node, const Weights& weights) {
   if (!output.defined() || output.layout() != at::kStrided)
     throw InputError(str(node, ": its step must return a dense tensor"));
   if (output.sizes() != at::IntArrayRef(shape))
     throw ShapeError(
         str(node, ": its step returned ", shape_text(output.sizes()), "; expected ", shape_with_words(shape, axes)));
-  const auto* given = output.unsafeGetTensorImpl();
-  output = output.to(at::TensorOptions(weights.device()).dtype(weights.dtype())).contiguous();
-  const bool shared =
-      output.unsafeGetTensorImpl() == given || output.is_inference() || output.storage().use_count() > 1;
-  return shared ? output.clone() : output;
+  const at::Tensor own = output.to(at::TensorOptions(weights.device()).dtype(weights.dtype())).contiguous();
+  return own.is_same(output) ? own.clone() : own;
 }
 
 using UserRun = std::function<at::Tensor(const StepCall&)>;
@@ -108,8 +103,8 @@ steps::Run user_step(UserRun run, std::string node, std::vector<Axis> axes) {
     for (const at::Tensor& input : call.inputs) inputs.push_back(input.clone());
     std::vector<int64_t> shape = {inputs.front().size(0), call.rows.count()};
     for (size_t axis = 2; axis < axes.size(); ++axis) shape.push_back(axes[axis].size);
-    const at::Tensor output = run({inputs, call.weights, call.rows, call.n_keys, call.length_class});
-    return taken(user_code.finished(output), shape, axes, node, call.weights);
+    return taken(run({inputs, call.weights, call.rows, call.n_keys, call.length_class}), shape, axes, node,
+                 call.weights);
   };
 }
 
@@ -250,8 +245,8 @@ class Extender {
                          features.size(axis)});
       }
     }
-    features = taken(user_code.finished(features), sizes(found), found, name, weights_);
-    taken(user_code.finished(spec.decode(features)), sizes(axes), axes, spec.name + ".hook_recon", weights_);
+    features = taken(features, sizes(found), found, name, weights_);
+    taken(spec.decode(features), sizes(axes), axes, spec.name + ".hook_recon", weights_);
     return found;
   }
 

@@ -176,6 +176,36 @@ def test_back_to_the_model_below(tiny):
     assert_close(trace.fork(tiny.model).logits, plain.logits, 1e-10)
 
 
+def test_onto_a_model_with_another_node_of_that_name(tiny):
+    """Edits go onto it; what belongs to the old node's value doesn't."""
+
+    def with_node(factor):
+        def run(x):
+            return x * factor
+
+        return tiny.model.extend([glassformer.NewNode("mine", ["resid_post1"], f"batch pos d={d_model}", run)])
+
+    d_model = tiny.model.config.d_model
+    ours, others = with_node(2), with_node(3)
+    trace = ours.trace(random_tokens(1, 6))
+    calls = []
+    trace.hook("mine", lambda value, call: calls.append(value) or value + 1)
+    assert_close(trace["mine"], trace["resid_post1"] * 2 + 1, 1e-12)
+    fork = trace.fork(others)
+    assert_close(fork["mine"], fork["resid_post1"] * 3 + 1, 1e-12)
+    assert len(calls) == 2
+    trace.unset("mine")
+    trace.edit("mine", lambda value: value + 1)
+    trace.read("mine")
+    with pytest.raises(glassformer.OrderError):
+        trace.fork(others).read("mine")
+    trace.set("mine", 0, np.s_[:, 2])
+    assert torch.equal(trace.fork(ours)["mine"], trace["mine"])
+    wider = tiny.model.extend([glassformer.NewNode("mine", ["resid_post1"], "batch pos d=1", lambda x: x[..., :1])])
+    with pytest.raises(glassformer.InputError, match=r"mine \(batch pos d\).*doesn't have"):
+        trace.fork(wider)
+
+
 def test_a_batch_on_an_extended_model(tiny):
     model = spliced(tiny, "resid_post1", Autoencoder(tiny.model.config.d_model))
     batch = tiny.model.trace([random_tokens(length, seed=length).tolist() for length in (3, 6)])

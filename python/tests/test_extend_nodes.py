@@ -349,10 +349,14 @@ def test_steps_may_use_autograd_and_inference_mode(tiny):
     def inferred(x):
         return x[..., :3] + 1
 
-    model = tiny.model.extend([node(run=slope), node("inferred", run=inferred)])
+    def attached(x):
+        with torch.enable_grad():
+            return x[..., :3] * weight
+
+    model = tiny.model.extend([node(run=slope), node("inferred", run=inferred), node("attached", run=attached)])
     trace = model.trace(random_tokens(1, 5))
     assert_close(trace["mine"], 2 * trace["resid_post1"][..., :3], 1e-12)
-    assert not trace["mine"].requires_grad
+    assert not trace["mine"].requires_grad and not trace["attached"].requires_grad
     assert not trace["inferred"].is_inference()
     trace.set("inferred", 0, np.s_[:, 2])
     assert_close(trace["inferred"][:, 3], trace["resid_post1"][:, 3, :3] + 1, 1e-12)
