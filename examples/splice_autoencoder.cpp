@@ -61,10 +61,10 @@ void run(const std::string& path, const std::string& prompt, const std::string& 
     std::printf("feature%-8s %6.2f   off:%s   at 200:%s\n", kWords[i], acts.select(0, feature).item<double>(),
                 answer_with(trace, feature, 0).c_str(), answer_with(trace, feature, 200).c_str());
   }
-  int64_t above = 0;
+  int64_t again = 0;
   for (const gf::Work& work : trace.work())
-    if (work.node.starts_with("blocks." + layer + ".")) above += work.rows;
-  std::printf("positions of block %s computed again: %lld\n", layer.c_str(), static_cast<long long>(above));
+    if (work.node == "blocks." + layer + ".hook_mlp_out") again = work.rows;
+  std::printf("positions of block %s computed again: %lld\n", layer.c_str(), static_cast<long long>(again));
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ def main(path, prompt="The capital of France is", layer="28"):
         off.set("sae.acts", 0, region=(slice(None), last, feature))
         up.set("sae.acts", 200, region=(slice(None), last, feature))
         print(f"feature{word:<8} {acts[feature]:6.2f}   off:{answer(off)}   at 200:{answer(up)}")
-    above = sum(rows for node, rows in trace.work().items() if node.startswith(f"blocks.{layer}."))
-    print(f"positions of block {layer} computed again: {above}")
+    again = trace.work().get(f"blocks.{layer}.hook_mlp_out", 0)
+    print(f"positions of block {layer} computed again: {again}")
 
 
 if __name__ == "__main__":

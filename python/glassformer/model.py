@@ -245,9 +245,12 @@ class Model:
 
     def __repr__(self) -> str:
         config = self.config
+        ending = f"{self.n_parameters:,} parameters, {str(self.dtype)[6:]}, {self.device})"
+        if config.d_model == 0:  # Made by `define`.
+            return f"Model({self.name!r}, {len(self.nodes())} nodes, {ending}"
         return (
             f"Model({self.name!r}, {config.architecture}, {config.n_layers} layers, {config.n_heads} heads, "
-            f"d_model {config.d_model}, {self.n_parameters:,} parameters, {str(self.dtype)[6:]}, {self.device})"
+            f"d_model {config.d_model}, {ending}"
         )
 
 
