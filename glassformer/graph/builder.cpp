@@ -81,6 +81,7 @@ class GraphBuilder {
     NormNodes nodes;
     nodes.scale = add(name + ".hook_scale", {kBatch, kPos, {"1", 1}},
                       {"norm_scale", {{input}}, steps::norm_scale(config_.norm, config_.norm_eps)});
+    editor_.node(nodes.scale).is_wide = true;
     nodes.normalized = add(name + ".hook_normalized", stream(),
                            {"norm_divide", {{input}, {nodes.scale}}, steps::norm_divide(config_.norm)});
     shortcut(nodes.normalized, {nodes.scale}, {"norm", {{input}}, steps::norm_whole(config_.norm, config_.norm_eps)});

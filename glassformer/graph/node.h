@@ -62,6 +62,7 @@ struct Node {
   Step open;         // From the nodes directly before it.
   Step fast;         // Past `skipped`, when none of these is edited; `run` is empty where there is no such way.
   std::vector<NodeId> skipped;
+  bool is_wide = false;    // In float32 at least, whatever the model's dtype.
   bool attended = false;   // Some step reaches its earlier rows again: worth keeping.
   bool is_input = false;   // Given, not computed: tokens, positions, attention mask.
   NodeId mixed_by = -1;    // For scores and pattern: the node of mixed values that they weight.

@@ -277,7 +277,7 @@ std::shared_ptr<Edit> TraceState::make_overlay(const Node& node, const at::Tenso
                                                int64_t at_length) const {
   at::ScalarType dtype = family->model->weights().dtype();
   if (node.is_input) dtype = node.id == graph().attention_mask() ? at::kBool : at::kLong;
-  if (node.name.ends_with("hook_scale") && dtype != at::kDouble) dtype = at::kFloat;
+  if (node.is_wide && dtype != at::kDouble) dtype = at::kFloat;
   auto edit = std::make_shared<Edit>();
   edit->node = node.id;
   edit->overlay.emplace(node, shape_of(node, at_length), region, value, dtype, family->model->weights().device());

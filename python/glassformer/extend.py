@@ -45,10 +45,10 @@ class NewNode:
     """
 
     name: str
-    inputs: Sequence[NodeName | UpTo]
+    inputs: NodeName | UpTo | Sequence[NodeName | UpTo]
     axes: str
     run: Callable[..., torch.Tensor]
-    weights: Sequence[str] = ()
+    weights: str | Sequence[str] = ()
 
 
 def define(
@@ -112,7 +112,7 @@ def spliced(
 def _given(node: NewNode) -> tuple[str, str, list[tuple[str, bool]], Any, list[str], str]:
     if not callable(node.run):
         raise TypeError(f"node '{node.name}': run is a function; found {type(node.run).__name__}")
-    single = isinstance(node.inputs, str | UpTo)
+    single = isinstance(node.inputs, str | UpTo) or any(isinstance(part, int) for part in node.inputs)
     inputs = [
         (node_name(given.node), True) if isinstance(given, UpTo) else (node_name(given), False)
         for given in ([node.inputs] if single else node.inputs)

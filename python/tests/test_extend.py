@@ -169,6 +169,58 @@ def test_prompts_of_different_lengths(tiny):
     assert_close(batch.read_at("sae.acts", -1)[1], alone[1].read("sae.acts", [-1])[0], 1e-10)
 
 
+def test_a_sweep_over_features(tiny):
+    """Each as alone; what the features don't change is computed once for all."""
+    sae = Autoencoder(tiny.model.config.d_model)
+    model = spliced(tiny, "resid_post1", sae)
+    trace = model.trace(random_tokens(1, 6))
+    trace.read("logits")
+    trace.reset_work()
+    sweep = [trace.fork() for _ in range(N_FEATURES)]
+    for feature, fork in enumerate(sweep):
+        fork.set("sae.acts", 1.5, np.s_[:, 2:, feature])
+    values = glassformer.read_all(sweep, "logits", [-1])
+    assert trace.work()["sae.hook_error"] == 4 and trace.work()["sae.hook_recon"] == 4 * N_FEATURES
+    for feature, value in enumerate(values):
+        alone = model.trace(trace.tokens)
+        alone.set("sae.acts", 1.5, np.s_[:, 2:, feature])
+        assert_close(value, alone.read("logits", [-1]), 1e-10)
+
+
+def test_generating_with_features_changed(tiny):
+    sae = Autoencoder(tiny.model.config.d_model)
+    model = spliced(tiny, "resid_post1", sae)
+
+    def change(acts, call):
+        return acts * torch.arange(N_FEATURES)
+
+    prompts = [random_tokens(length, seed=length).tolist() for length in (3, 5)]
+    found = model.generate(prompts, max_new_tokens=5, stop_tokens=[], hooks=[glassformer.StepHook("sae.acts", change)])
+    plain = model.generate(prompts, max_new_tokens=5, stop_tokens=[])
+    assert [one.ids for one in plain] == [
+        one.ids for one in tiny.model.generate(prompts, max_new_tokens=5, stop_tokens=[])
+    ]
+    for prompt, generated in zip(prompts, found, strict=True):
+        for _ in range(5):
+            trace = model.trace(prompt)
+            trace.hook("sae.acts", change)
+            prompt = [*prompt, trace.logits_at(-1).argmax().item()]
+        assert generated.ids == prompt[-5:]
+    assert [one.ids for one in found] != [one.ids for one in plain]
+
+
+def test_analyses_see_what_comes_out(tiny):
+    """Contributions still sum to the logit: the node's name stands for what is added to the residual stream."""
+    model = spliced(tiny, "mlp_out1", Autoencoder(tiny.model.config.d_model))
+    trace = model.trace(random_tokens(1, 6))
+    trace.set("sae.acts", 3, np.s_[:, :, 1])
+    result = glassformer.direct_logit_attribution(trace, 5)
+    total = sum(component.logit for component in result.components)
+    assert total == pytest.approx(trace.logits_at(-1)[0, 5].item(), rel=1e-6)
+    plain = glassformer.direct_logit_attribution(tiny.model.trace(trace.tokens), 5)
+    assert total != pytest.approx(sum(component.logit for component in plain.components), rel=1e-3)
+
+
 def test_splices_upon_splices(tiny):
     """An autoencoder of another's features, of its error, and a second one on the same node."""
     first, second = Autoencoder(tiny.model.config.d_model), Autoencoder(N_FEATURES, 5, seed=4)

@@ -72,6 +72,23 @@ def test_probes(tiny):
     assert set(fork.work()) <= {"mean1"}
 
 
+def test_one_input_in_any_spelling(tiny):
+    for inputs in ("resid_post1", ("resid_post", 1), [("resid_post", 1)], ["blocks.1.hook_resid_post"]):
+        model = tiny.model.extend([node(inputs=inputs)])
+        trace = model.trace(random_tokens(1, 4))
+        assert torch.equal(trace["mine"], trace["resid_post1"][..., :3])
+
+
+def test_a_name_says_nothing_of_the_dtype():
+    tiny = subject("gpt2", torch.bfloat16)
+    trace = tiny.model.extend([node("mine.hook_scale")]).trace(random_tokens(1, 4))
+    trace.set("mine.hook_scale", 1, np.s_[:, 2])
+    assert torch.equal(trace["mine.hook_scale"][0, 2], torch.ones(3, dtype=torch.bfloat16))
+    assert trace["mine.scale"].dtype == torch.bfloat16
+    with pytest.raises(glassformer.InputError, match="nothing can be spliced onto"):
+        tiny.model.splice("ln_final.hook_scale", "sae", lambda x: x, lambda x: x)
+
+
 def test_nodes_are_found_and_explained(tiny):
     def nearest(x):
         return x[..., :1]
