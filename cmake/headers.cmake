@@ -14,6 +14,7 @@ set(public_headers
     arch/architecture.h
     arch/config.h
     arch/weight_map.h
+    graph/extension.h
     graph/graph.h
     graph/model.h
     graph/node.h

@@ -3,8 +3,7 @@
 #include <limits>
 
 #include "glassformer/base/errors.h"
-#include "glassformer/graph/graph.h"
-#include "glassformer/graph/steps.h"
+#include "glassformer/graph/graph_editor.h"
 
 namespace glassformer {
 namespace {
@@ -13,66 +12,27 @@ constexpr Reach kSame = Reach::kSameRow, kUpTo = Reach::kUpToRow;
 
 const Axis kBatch{"batch", 0}, kPos{"pos", 0}, kQueryPos{"query_pos", 0}, kKeyPos{"key_pos", 0};
 
-}  // namespace
-
 class GraphBuilder {
  public:
-  GraphBuilder(const ModelConfig& config, const Weights& weights) : config_(config), weights_(weights) {}
+  GraphBuilder(const ModelConfig& config, const Weights& weights)
+      : config_(config), weights_(weights), editor_(weights) {}
 
   std::shared_ptr<const Graph> build() {
-    graph_.reset(new Graph());
-    graph_->n_ctx_ = config_.n_ctx;
-    graph_->n_layers_ = config_.n_layers;
-    inputs();
+    editor_.set_sizes(config_.n_ctx, config_.n_layers);
     NodeId residual = embedding();
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) residual = block(layer, residual);
     head(residual);
-    graph_->finish();
-    return graph_;
+    return editor_.finish();
   }
 
  private:
-  struct StepSpec {
-    std::string op;
-    std::vector<StepInput> inputs;
-    steps::Run run;
-    std::vector<WeightId> weights = {};
-    bool by_row = true;
-  };
-
-  Step step(StepSpec spec) const {
-    Step made{spec.op + "(", std::move(spec.inputs), std::move(spec.weights), spec.by_row, std::move(spec.run)};
-    std::erase(made.weights, -1);
-    std::string separator;
-    for (const StepInput& input : made.inputs) {
-      made.text += separator + graph_->node(input.node).name;
-      separator = ", ";
-    }
-    for (WeightId weight : made.weights) {
-      made.text += separator + weights_.specs()[static_cast<size_t>(weight)].name;
-      separator = ", ";
-    }
-    made.text += ")";
-    return made;
-  }
+  using StepSpec = GraphEditor::StepSpec;
 
   NodeId add(std::string name, std::vector<Axis> axes, StepSpec open) {
-    Node node;
-    node.id = static_cast<NodeId>(graph_->nodes_.size());
-    node.name = std::move(name);
-    node.axes = std::move(axes);
-    node.row_axis = node.has_keys() ? 2 : 1;
-    if (open.run) node.open = step(std::move(open));
-    graph_->ids_.emplace(node.name, node.id);
-    graph_->nodes_.push_back(std::move(node));
-    return graph_->nodes_.back().id;
+    return editor_.add(std::move(name), std::move(axes), std::move(open));
   }
-
-  // Gives a node its way past `skipped`.
   void shortcut(NodeId id, std::vector<NodeId> skipped, StepSpec fast) {
-    Node& node = graph_->nodes_[static_cast<size_t>(id)];
-    node.fast = step(std::move(fast));
-    node.skipped = std::move(skipped);
+    editor_.shortcut(id, std::move(skipped), std::move(fast));
   }
 
   WeightId weight(const std::string& name) const { return weights_.find(name); }
@@ -87,36 +47,26 @@ class GraphBuilder {
     return heads(config_.n_kv_heads, "kv_head", width, of);
   }
 
-  void inputs() {
-    const auto input = [&](const char* name, std::vector<Axis> axes) {
-      const NodeId id = add(name, std::move(axes), {});
-      graph_->nodes_.back().is_input = true;
-      return id;
-    };
-    graph_->tokens_ = input("hook_tokens", {kBatch, kPos});
-    graph_->positions_ = input("positions", {kBatch, kPos});
-    graph_->attention_mask_ = input("attention_mask", {kBatch, kKeyPos});
-  }
-
   NodeId embedding() {
     const WeightId table = weight("embed.weight");
-    const NodeId embed = add("hook_embed", stream(), {"embed", {{graph_->tokens_}}, steps::embed(table), {table}});
+    const NodeId embed = add("hook_embed", stream(), {"embed", {{graph_.tokens()}}, steps::embed(table), {table}});
     if (config_.positions == PositionEmbedding::kLearned) {
       const WeightId places = weight("pos_embed.weight");
       const NodeId pos =
-          add("hook_pos_embed", stream(), {"embed", {{graph_->positions_}}, steps::embed(places), {places}});
+          add("hook_pos_embed", stream(), {"embed", {{graph_.positions()}}, steps::embed(places), {places}});
       sum_of_embeddings_ = {{embed}, {pos}};
     } else {
       sum_of_embeddings_ = {{embed}};
-      graph_->rope_ = config_.rope;
+      editor_.set_rope(config_.rope);
       const std::vector<Axis> axes = {kBatch, kPos, {"d_rotary", config_.rope.dims}};
       const auto table_of = [&](const char* name, bool sine) {
         return add(name, axes,
                    {sine ? "sine" : "cosine",
-                    {{graph_->positions_}},
+                    {{graph_.positions()}},
                     steps::rotary_table(config_.rope, sine, weights_.dtype())});
       };
-      cos_ = graph_->rotary_ = table_of("rotary.hook_cos", false);
+      cos_ = table_of("rotary.hook_cos", false);
+      editor_.set_rotary(cos_);
       sin_ = table_of("rotary.hook_sin", true);
     }
     return -1;
@@ -131,6 +81,7 @@ class GraphBuilder {
     NormNodes nodes;
     nodes.scale = add(name + ".hook_scale", {kBatch, kPos, {"1", 1}},
                       {"norm_scale", {{input}}, steps::norm_scale(config_.norm, config_.norm_eps)});
+    editor_.node(nodes.scale).is_wide = true;
     nodes.normalized = add(name + ".hook_normalized", stream(),
                            {"norm_divide", {{input}, {nodes.scale}}, steps::norm_divide(config_.norm)});
     shortcut(nodes.normalized, {nodes.scale}, {"norm", {{input}}, steps::norm_whole(config_.norm, config_.norm_eps)});
@@ -192,15 +143,15 @@ class GraphBuilder {
     const bool upcast = config_.upcast_attention;
     const steps::Attention how{config_.n_heads, config_.n_kv_heads, options.attention_scale, options.window, upcast};
     const std::vector<Axis> square = {kBatch, {"head", config_.n_heads}, kQueryPos, kKeyPos};
-    const StepInput mask{graph_->attention_mask_, kUpTo, true};
+    const StepInput mask{graph_.attention_mask(), kUpTo, true};
     const NodeId scores =
         add(attn + "hook_attn_scores", square, {"scores", {{q}, {k, kUpTo}, mask}, steps::scores(how), {}, false});
     const NodeId pattern =
         add(attn + "hook_pattern", square, {"softmax", {{scores}}, steps::pattern(weights_.dtype()), {}, false});
-    graph_->nodes_[static_cast<size_t>(scores)].absent = -std::numeric_limits<float>::infinity();
+    editor_.node(scores).absent = -std::numeric_limits<float>::infinity();
     const NodeId z = add(attn + "hook_z", queries("d_head", config_.d_head),
                          {"mix_values", {{pattern}, {v, kUpTo}}, steps::mix_values(how), {}, false});
-    for (NodeId id : {scores, pattern}) graph_->nodes_[static_cast<size_t>(id)].mixed_by = z;
+    for (NodeId id : {scores, pattern}) editor_.node(id).mixed_by = z;
     if (weights_.dtype() == at::kFloat || weights_.dtype() == at::kDouble)
       shortcut(z, {scores, pattern},
                {"attention", {{q}, {k, kUpTo}, {v, kUpTo}, mask}, steps::fused_attention(how), {}, false});
@@ -252,15 +203,18 @@ class GraphBuilder {
     const WeightId w = weight("unembed.weight"), b = optional_weight("unembed.bias");
     const std::vector<Axis> vocabulary = {kBatch, kPos, {"d_vocab", config_.d_vocab}};
     const NodeId out = add("unembed.hook_out", vocabulary, {"linear", {{in}}, steps::linear(w, b), {w, b}});
-    add("logits", vocabulary, {"identity", {{out}}, steps::identity()});
+    editor_.set_logits(add("logits", vocabulary, {"identity", {{out}}, steps::identity()}));
   }
 
   const ModelConfig& config_;
   const Weights& weights_;
-  std::shared_ptr<Graph> graph_;
+  GraphEditor editor_;
+  const Graph& graph_ = editor_.graph();
   std::vector<StepInput> sum_of_embeddings_;
   NodeId cos_ = -1, sin_ = -1;
 };
+
+}  // namespace
 
 std::shared_ptr<const Graph> Graph::build(const ModelConfig& config, const Weights& weights) {
   return GraphBuilder(config, weights).build();

@@ -48,22 +48,22 @@ std::optional<ShortName> parse_short(std::string_view text) {
   return parsed;
 }
 
-// "blocks.3.attn.hook_z" -> "z3"; empty for nodes outside the blocks and in parts of their own.
-std::string short_form(const std::string& name) {
-  const size_t hook = name.find("hook_");
-  if (!name.starts_with("blocks.") || hook == std::string::npos) return {};
-  const size_t layer_end = name.find('.', 7);
-  const std::string part = name.substr(layer_end + 1, hook - layer_end - 1);
-  if (!part.empty() && part != "attn." && part != "mlp.") return {};
-  return name.substr(hook + 5) + name.substr(7, layer_end - 7);
-}
-
 }  // namespace
 
 int axis_named(const Node& node, std::string_view word) {
   for (size_t axis = 0; axis < node.axes.size(); ++axis)
     if (node.axes[axis].word == word) return static_cast<int>(axis);
   throw InputError(str(node.name, " has no axis '", word, "'; its axes are: ", shape_words(node)));
+}
+
+std::optional<int64_t> layer_of(const Node& node) {
+  constexpr std::string_view kBlocks = "blocks.";
+  if (!node.name.starts_with(kBlocks)) return std::nullopt;
+  int64_t layer = 0;
+  const char* last = node.name.data() + node.name.size();
+  const auto [end, error] = std::from_chars(node.name.data() + kBlocks.size(), last, layer);
+  if (error != std::errc() || end == last || *end != '.' || layer < 0) return std::nullopt;
+  return layer;
 }
 
 std::string shape_words(const Node& node) {
@@ -76,6 +76,15 @@ std::string shape_text(at::IntArrayRef shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
   return text + "]";
+}
+
+std::string Graph::short_form(const std::string& name) {
+  const size_t hook = name.find("hook_");
+  if (!name.starts_with("blocks.") || hook == std::string::npos) return {};
+  const size_t layer_end = name.find('.', 7);
+  const std::string part = name.substr(layer_end + 1, hook - layer_end - 1);
+  if (!part.empty() && part != "attn." && part != "mlp.") return {};
+  return name.substr(hook + 5) + name.substr(7, layer_end - 7);
 }
 
 std::string Graph::resolve(std::string_view name) const {
@@ -111,6 +120,7 @@ NodeId Graph::find(std::string_view name) const {
 
 void Graph::finish() {
   const size_t count = nodes_.size();
+  for (Node& node : nodes_) node.attended = false;
   reach_.assign(count, std::vector<bool>(count, false));
   for (size_t to = 0; to < count; ++to) {
     const auto absorb = [&](const Step& step) {

@@ -25,6 +25,8 @@ class Graph {
   /// names.
   NodeId find(std::string_view name) const;
   bool has(std::string_view name) const;
+  /// "blocks.3.attn.hook_z" -> "z3"; empty for nodes outside the blocks and in parts of their own.
+  static std::string short_form(const std::string& name);
   /// Whether an edit of `from` can change `to` (a node does not reach itself).
   bool reaches(NodeId from, NodeId to) const { return reach_[static_cast<size_t>(to)][static_cast<size_t>(from)]; }
   /// The node of mixed values (hook_z) that scores or a pattern weight; -1 for every other node.
@@ -38,10 +40,12 @@ class Graph {
   NodeId positions() const { return positions_; }
   NodeId attention_mask() const { return attention_mask_; }
   NodeId rotary() const { return rotary_; }  // The first node that depends on the length; -1 without rotary positions.
-  NodeId logits() const { return static_cast<NodeId>(nodes_.size()) - 1; }
+  NodeId logits() const { return logits_; }  // -1 in a graph of one's own that has none.
+  /// The widths of all nodes that users added.
+  int64_t added_columns() const { return added_columns_; }
 
  private:
-  friend class GraphBuilder;
+  friend class GraphEditor;
   Graph() = default;
   void finish();
   std::string resolve(std::string_view name) const;
@@ -49,8 +53,8 @@ class Graph {
   std::vector<Node> nodes_;
   std::map<std::string, NodeId, std::less<>> ids_;
   std::vector<std::vector<bool>> reach_;
-  NodeId tokens_ = -1, positions_ = -1, attention_mask_ = -1, rotary_ = -1;
-  int64_t n_ctx_ = 0, n_layers_ = 0;
+  NodeId tokens_ = -1, positions_ = -1, attention_mask_ = -1, rotary_ = -1, logits_ = -1;
+  int64_t n_ctx_ = 0, n_layers_ = 0, added_columns_ = 0;
   std::optional<Rope> rope_;
 };
 

@@ -83,9 +83,40 @@ std::shared_ptr<const Model> Model::to(const LoadOptions& options) const {
   const bool same_device =
       options.device == device || (options.device.type() == device.type() && !options.device.has_index());
   if (same_device && options.dtype == weights_->dtype()) return shared_from_this();
+  if (graph_is_own_)
+    throw UnsupportedError(str("model '", name_, "' has nodes of its own, which were made for ",
+                               dtype_name(weights_->dtype()), ": convert the model that it was extended from first"));
   std::shared_ptr<Model> model(new Model(*this));
   model->weights_ = weights_->converted(options.dtype, same_device ? device : options.device);
   model->graph_ = Graph::build(config_, *model->weights_);
+  return model;
+}
+
+std::shared_ptr<const Model> Model::define(const std::vector<NodeSpec>& nodes,
+                                           const std::map<std::string, at::Tensor>& weights,
+                                           const DefineOptions& options) {
+  check(options.load);
+  if (options.d_vocab < 1 || options.n_ctx < 1)
+    throw InputError(
+        str("a model needs d_vocab and n_ctx of at least 1; found ", options.d_vocab, " and ", options.n_ctx));
+  std::shared_ptr<Model> model(new Model());
+  model->name_ = model->config_.architecture = options.name;
+  model->config_.d_vocab = options.d_vocab;
+  model->config_.n_ctx = options.n_ctx;
+  model->weights_ = Weights::none(options.load.dtype, options.load.device)->extended(weights);
+  model->graph_ = define_graph(nodes, *model->weights_, options.n_ctx);
+  model->graph_is_own_ = true;
+  model->config_.n_layers = model->graph_->n_layers();
+  model->tokenizer_ = options.tokenizer;
+  if (model->tokenizer_ && model->tokenizer_->eos_id()) model->eos_ids_ = {*model->tokenizer_->eos_id()};
+  return model;
+}
+
+std::shared_ptr<const Model> Model::extended(const Extension& extension) const {
+  std::shared_ptr<Model> model(new Model(*this));
+  model->weights_ = weights_->extended(extension.weights);
+  model->graph_ = extend_graph(*graph_, extension, *model->weights_);
+  model->graph_is_own_ = true;
   return model;
 }
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "glassformer/graph/graph.h"
+#include "glassformer/graph/extension.h"
 
 namespace glassformer {
 
@@ -17,6 +17,15 @@ struct LoadOptions {
   at::ScalarType dtype =
       at::kFloat;  // float32, float64, bfloat16 or float16: what weights are turned into and used in.
   at::Device device = at::kCPU;
+};
+
+/// What a model of one's own needs beside its nodes.
+struct DefineOptions {
+  int64_t d_vocab = 0;  // Tokens go from 0 to d_vocab - 1.
+  int64_t n_ctx = 0;    // The longest input in tokens.
+  std::string name = "custom";
+  std::shared_ptr<const Tokenizer> tokenizer = {};
+  LoadOptions load = {};
 };
 
 /// "float32", "bfloat16", …
@@ -40,6 +49,15 @@ class Model : public std::enable_shared_from_this<Model> {
   /// pointer or NumPy. All other changes in place count by themselves.
   void weights_changed() const { weights_->declare_change(); }
 
+  /// A model of nothing but these nodes, which read each other and the inputs `hook_tokens`, `positions` and
+  /// `attention_mask`; given in computing order. Predictions are a node "logits". Raises what `extended` raises.
+  static std::shared_ptr<const Model> define(const std::vector<NodeSpec>& nodes,
+                                             const std::map<std::string, at::Tensor>& weights,
+                                             const DefineOptions& options);
+  /// This model with further nodes and splices, on the same weights (and those that the extension brings) and the same
+  /// tokenizer. This one stays as it is. Raises `InputError`, `NameError`, `ShapeError`: see `extend_graph`.
+  std::shared_ptr<const Model> extended(const Extension& extension) const;
+
   const std::string& path() const { return path_; }  // The file or folder that it lies in; empty for tensors given.
   const std::string& name() const { return name_; }  // The file's or folder's own name.
   const ModelConfig& config() const { return config_; }
@@ -60,6 +78,7 @@ class Model : public std::enable_shared_from_this<Model> {
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::vector<int64_t> eos_ids_;
+  bool graph_is_own_ = false;  // It has nodes that a user made.
 };
 
 }  // namespace glassformer

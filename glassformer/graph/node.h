@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -71,10 +72,13 @@ struct Node {
   Step open;         // From the nodes directly before it.
   Step fast;         // Past `skipped`, when none of these is edited; `run` is empty where there is no such way.
   std::vector<NodeId> skipped;
-  bool attended = false;  // Some step reaches its earlier rows again: worth keeping.
-  bool is_input = false;  // Given, not computed: tokens, positions, attention mask.
-  NodeId mixed_by = -1;   // For scores and pattern: the node of mixed values that they weight.
-  float absent = 0;       // What stands for keys after the last computed one, in nodes with keys.
+  bool is_wide = false;    // In float32 at least, whatever the model's dtype.
+  bool attended = false;   // Some step reaches its earlier rows again: worth keeping.
+  bool is_input = false;   // Given, not computed: tokens, positions, attention mask.
+  NodeId mixed_by = -1;    // For scores and pattern: the node of mixed values that they weight.
+  float absent = 0;        // What stands for keys after the last computed one, in nodes with keys.
+  NodeId stands_for = -1;  // Of a spliced node: the one below, whose value it has while nothing between is edited.
+  uint64_t origin = 0;     // The same for all copies of this node in graphs made from one another.
 
   /// Scores or pattern: an edit can make its layer see keys after the query.
   bool is_weighting() const { return mixed_by >= 0; }
@@ -83,6 +87,8 @@ struct Node {
 
 /// The number of the axis with this shape word; `InputError` with the words that there are.
 int axis_named(const Node& node, std::string_view word);
+/// The block that a node stands in: 3 for "blocks.3.attn.hook_z"; nothing for nodes outside the blocks.
+std::optional<int64_t> layer_of(const Node& node);
 /// "batch pos head d_head".
 std::string shape_words(const Node& node);
 /// "[1, 5, 576]".

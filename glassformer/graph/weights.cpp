@@ -133,11 +133,14 @@ void Weights::Slot::put(at::Tensor tensor) {
 }
 
 Weights::Weights(std::vector<WeightSpec> specs, at::ScalarType dtype, at::Device device)
-    : specs_(std::move(specs)), dtype_(dtype), device_(device) {
-  for (const WeightSpec& spec : specs_) {
-    ids_.emplace(spec.name, static_cast<WeightId>(slots_.size()));
-    slots_.push_back(std::make_unique<Slot>());
-  }
+    : dtype_(dtype), device_(device) {
+  for (WeightSpec& spec : specs) add(std::move(spec), std::make_shared<Slot>());
+}
+
+void Weights::add(WeightSpec spec, std::shared_ptr<Slot> slot) {
+  ids_.emplace(spec.name, static_cast<WeightId>(slots_.size()));
+  specs_.push_back(std::move(spec));
+  slots_.push_back(std::move(slot));
 }
 
 Weights::~Weights() = default;
@@ -224,6 +227,26 @@ std::shared_ptr<Weights> Weights::converted(at::ScalarType dtype, at::Device dev
 
 std::shared_ptr<Weights> Weights::without_values(const DescribedModel& model) {
   return std::shared_ptr<Weights>(new Weights(weight_specs(model.config), at::kFloat, at::kCPU));
+}
+
+std::shared_ptr<Weights> Weights::none(at::ScalarType dtype, at::Device device) {
+  return std::shared_ptr<Weights>(new Weights({}, dtype, device));
+}
+
+std::shared_ptr<Weights> Weights::extended(const std::map<std::string, at::Tensor>& more) const {
+  std::shared_ptr<Weights> weights(new Weights({}, dtype_, device_));
+  weights->declared_changes_ = declared_changes_;
+  for (size_t id = 0; id < specs_.size(); ++id) weights->add(specs_[id], slots_[id]);
+  for (const auto& [name, tensor] : more) {
+    if (weights->has(name)) throw InputError(str("a weight is called '", name, "' already"));
+    if (!tensor.defined() || tensor.is_sparse()) throw InputError(str("weight '", name, "' must be a dense tensor"));
+    auto slot = std::make_shared<Slot>();
+    slot->load = [tensor, dtype = tensor.is_floating_point() ? dtype_ : tensor.scalar_type(), device = device_] {
+      return tensor.to(at::TensorOptions(device).dtype(dtype));
+    };
+    weights->add({name, tensor.sizes().vec()}, std::move(slot));
+  }
+  return weights;
 }
 
 const at::Tensor& Weights::get(WeightId id) const {

@@ -33,6 +33,11 @@ class Weights {
   /// don't touch the other. What is not loaded yet stays so, unless it is to lie in the mapped file, where it could be
   /// changed.
   std::shared_ptr<Weights> converted(at::ScalarType dtype, at::Device device) const;
+  /// None at all, for a model of one's own.
+  static std::shared_ptr<Weights> none(at::ScalarType dtype, at::Device device);
+  /// The same weights and further ones, of any shape: in place where dtype and device agree; integers stay integers.
+  /// `InputError` for a name that is there already.
+  std::shared_ptr<Weights> extended(const std::map<std::string, at::Tensor>& more) const;
   ~Weights();
 
   /// The weight as steps use it: outputs first, in the model's dtype and on its device. Loads it at the first call; any
@@ -49,8 +54,8 @@ class Weights {
   /// How often a weight was changed in place since it was loaded, as torch counts it.
   int64_t changes(WeightId id) const;
   /// Says that weights were changed in ways that torch does not count.
-  void declare_change() const { ++declared_changes_; }
-  int64_t declared_changes() const { return declared_changes_; }
+  void declare_change() const { ++*declared_changes_; }
+  int64_t declared_changes() const { return *declared_changes_; }
 
   const std::vector<WeightSpec>& specs() const { return specs_; }
   at::ScalarType dtype() const { return dtype_; }
@@ -61,14 +66,15 @@ class Weights {
  private:
   struct Slot;
   Weights(std::vector<WeightSpec> specs, at::ScalarType dtype, at::Device device);
+  void add(WeightSpec spec, std::shared_ptr<Slot> slot);
   void alias_tied(const ModelConfig& config);
 
   std::vector<WeightSpec> specs_;
   std::map<std::string, WeightId, std::less<>> ids_;
-  std::vector<std::unique_ptr<Slot>> slots_;
+  std::vector<std::shared_ptr<Slot>> slots_;  // Shared by all that were extended from one another.
   at::ScalarType dtype_;
   at::Device device_;
-  mutable std::atomic<int64_t> declared_changes_ = 0;
+  std::shared_ptr<std::atomic<int64_t>> declared_changes_ = std::make_shared<std::atomic<int64_t>>(0);  // Shared too.
 };
 
 }  // namespace glassformer

@@ -8,6 +8,7 @@
 
 #include "glassformer/base/errors.h"
 #include "glassformer/trace/joint_hook.h"
+#include "glassformer/trace/migration.h"
 
 namespace glassformer {
 
@@ -106,6 +107,14 @@ void Batch::unset(std::string_view node) {
 Batch Batch::fork() const {
   std::vector<Trace> forks;
   for (const Trace& trace : traces_) forks.push_back(trace.fork());
+  return Batch(std::move(forks));
+}
+
+Batch Batch::fork(const std::shared_ptr<const Model>& extended) const {
+  if (extended.get() == &model()) return fork();
+  Migration migration(extended);
+  std::vector<Trace> forks;
+  for (const Trace& trace : traces_) forks.push_back(Trace(migration.moved(*trace.state_)));
   return Batch(std::move(forks));
 }
 

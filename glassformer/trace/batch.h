@@ -43,6 +43,8 @@ class Batch {
   void run(std::string_view until = "logits");
   void unset(std::string_view node);
   Batch fork() const;
+  /// A batch of traces of an extended model: see `Trace::fork`.
+  Batch fork(const std::shared_ptr<const Model>& extended) const;
 
  private:
   std::vector<Trace*> pointers();

@@ -310,13 +310,42 @@ class Evaluation {
   std::vector<Items> items_;
 };
 
+// Marks families while their steps run: these may be users' code, which must not ask for what is being computed.
+class Computing {
+ public:
+  explicit Computing(const std::vector<Request>& requests) {
+    for (const Request& request : requests) {
+      if (std::count(families_.begin(), families_.end(), request.family) > 0) continue;
+      if (request.family->computing) {
+        finish();
+        throw OrderError("a step is running: its trace can't be read from inside; make what it needs its node's input");
+      }
+      request.family->computing = true;
+      families_.push_back(request.family);
+    }
+  }
+  ~Computing() { finish(); }
+  Computing(const Computing&) = delete;
+  Computing& operator=(const Computing&) = delete;
+
+ private:
+  void finish() {
+    for (Family* family : families_) family->computing = false;
+  }
+
+  std::vector<Family*> families_;
+};
+
 }  // namespace
 
 void evaluate(const std::vector<Request>& requests, const EvaluateOptions& options) {
   if (requests.empty()) return;
   for (const Request& request : requests) ++request.family->evaluation;
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  Evaluation(requests, options).run();
+  {
+    const Computing computing(requests);
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    Evaluation(requests, options).run();
+  }
   if (!options.trim) return;
   for (const Request& request : requests) request.family->trim();
 }

@@ -33,6 +33,7 @@ struct Family {
 
   uint64_t next_edit = 1;
   int64_t evaluation = 0;
+  bool computing = false;              // While steps run.
   int64_t held_bytes = 0;              // Of cells that may be released.
   std::vector<int64_t> rows_computed;  // For each node.
 

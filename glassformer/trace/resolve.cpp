@@ -373,10 +373,14 @@ namespace {
 
 // How many traces are taken through all layers together: as many as keep the widest values of a layer within the
 // budget.
-size_t traces_at_once(const ModelConfig& config, at::ScalarType dtype, int64_t rows_each, bool wide) {
+size_t traces_at_once(const Model& model, int64_t rows_each, NodeId node) {
   constexpr int64_t kBytes = int64_t{256} << 20;
-  const int64_t columns = 8 * config.d_model + 3 * config.d_mlp + (wide ? config.d_vocab : 0);
-  const int64_t each = std::max<int64_t>(1, rows_each * columns * static_cast<int64_t>(c10::elementSize(dtype)));
+  const ModelConfig& config = model.config();
+  const bool wide = node >= model.graph().logits() - 1;
+  const int64_t columns =
+      8 * config.d_model + 3 * config.d_mlp + model.graph().added_columns() + (wide ? config.d_vocab : 0);
+  const auto element = static_cast<int64_t>(c10::elementSize(model.weights().dtype()));
+  const int64_t each = std::max<int64_t>(1, rows_each * columns * element);
   return static_cast<size_t>(std::max<int64_t>(1, kBytes / each));
 }
 
@@ -414,8 +418,7 @@ std::vector<at::Tensor> read_plain(std::span<TraceState* const> traces, NodeId n
   int64_t longest = 1;
   for (const TraceState* trace : traces) longest = std::max(longest, trace->family->batch * trace->length);
   const bool lean = traces.size() > 1 && !options.keep_values;
-  const size_t chunk =
-      traces_at_once(model.config(), model.weights().dtype(), longest, node >= model.graph().logits() - 1);
+  const size_t chunk = traces_at_once(model, longest, node);
   for (size_t begin = 0; begin < traces.size(); begin += chunk) {
     const auto part = traces.subspan(begin, std::min(chunk, traces.size() - begin));
     resolve(part, node);

@@ -277,7 +277,7 @@ void TraceState::drop(NodeId node) {
 at::ScalarType TraceState::dtype_of(const Node& node) const {
   if (node.is_input) return node.id == graph().attention_mask() ? at::kBool : at::kLong;
   const at::ScalarType dtype = family->model->weights().dtype();
-  return node.name.ends_with("hook_scale") && dtype != at::kDouble ? at::kFloat : dtype;
+  return node.is_wide && dtype != at::kDouble ? at::kFloat : dtype;
 }
 
 std::shared_ptr<Edit> TraceState::make_overlay(const Node& node, const at::Tensor& value, const Region& region,

@@ -8,7 +8,7 @@
 
 #include "glassformer/base/errors.h"
 #include "glassformer/text/tokenizer.h"
-#include "glassformer/trace/state.h"
+#include "glassformer/trace/migration.h"
 
 namespace glassformer {
 
@@ -17,7 +17,7 @@ Trace::Trace(std::shared_ptr<const Model> model, const at::Tensor& tokens, const
 
 Trace::Trace(std::shared_ptr<const Model> model, std::string_view text, const TraceOptions& options)
     : Trace(TraceState::started(
-          model, at::tensor(model->tokenizer().encode(text, options.past.empty()), at::TensorOptions(at::kLong)),
+          model, at::tensor(model->tokenizer().encode(text, {options.past.empty()}), at::TensorOptions(at::kLong)),
           options)) {}
 
 Trace Trace::from_node(std::shared_ptr<const Model> model, std::string_view node, const at::Tensor& value,
@@ -47,6 +47,12 @@ Trace Trace::fork() const {
   other->live.clear();
   other->tape.clear();
   return Trace(std::move(other));
+}
+
+Trace Trace::fork(const std::shared_ptr<const Model>& extended) const {
+  if (extended == state_->family->model) return fork();
+  state_->follow_weights();
+  return Trace(Migration(extended).moved(*state_));
 }
 
 Past Trace::past() {

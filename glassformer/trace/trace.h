@@ -123,6 +123,11 @@ class Trace {
   void unset(std::string_view node);
   /// A second trace that shares everything computed, before and after.
   Trace fork() const;
+  /// A trace of a model that was made from this one's with `Model::extended`. Edits and hooks come along; the values of
+  /// all nodes that the extension leaves as they are, are there already. What was spliced goes on from the node as it
+  /// is here, edits included. What is computed afterwards isn't shared. `InputError` for another model, or one that
+  /// lacks a node that is edited here.
+  Trace fork(const std::shared_ptr<const Model>& extended) const;
   /// More tokens at the end: `batch pos`, or `pos` for a batch of one; of a trace that begins at another node, that
   /// node's values.
   void append(const at::Tensor& given);

@@ -150,7 +150,10 @@ void bind_trace(py::module_& module) {
           py::arg("held"), py::arg("region"), py::arg("numbers"), py::arg("value"))
       .def_property_readonly("n_segments", &Trace::n_segments)
       .def("unset", &Trace::unset, py::arg("node"))
-      .def("fork", &Trace::fork)
+      .def("fork", py::overload_cast<>(&Trace::fork, py::const_))
+      .def(
+          "fork_onto", [](const Trace& trace, const std::shared_ptr<Model>& model) { return trace.fork(model); },
+          py::arg("model"))
       .def("append", &Trace::append, py::arg("given"))
       .def("truncate", &Trace::truncate, py::arg("length"))
       .def("explain", &Trace::explain, py::arg("node"), Release())
@@ -197,7 +200,10 @@ void bind_trace(py::module_& module) {
       .def("hook", &put_hook<Batch>, py::arg("node"), py::arg("function"), py::arg("segments"))
       .def("run", &Batch::run, py::arg("until"), Release())
       .def("unset", &Batch::unset, py::arg("node"))
-      .def("fork", &Batch::fork);
+      .def("fork", py::overload_cast<>(&Batch::fork, py::const_))
+      .def(
+          "fork_onto", [](const Batch& batch, const std::shared_ptr<Model>& model) { return batch.fork(model); },
+          py::arg("model"));
 }
 
 }  // namespace glassformer

@@ -9,6 +9,7 @@ void bind_errors(pybind11::module_& module);
 void bind_io(pybind11::module_& module);
 void bind_text(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
+void bind_extend(pybind11::module_& module);
 void bind_trace(pybind11::module_& module);
 void bind_generate(pybind11::module_& module);
 void bind_analysis(pybind11::module_& module);

@@ -13,21 +13,19 @@ namespace {
 // What a hook learns of its call; outlives it.
 struct PythonHookCall {
   std::string name;
+  std::optional<int64_t> layer;
   int64_t segment, begin, end;
-
-  std::optional<int64_t> layer() const {
-    if (!name.starts_with("blocks.")) return std::nullopt;
-    return std::stoll(name.substr(name.find('.') + 1));
-  }
 };
 
-void drop_with_gil(py::object* function) {
-  if (Py_IsInitialized() == 0) return;  // The interpreter is gone, and the function with it.
+void drop_with_gil(py::object* object) {
+  if (Py_IsInitialized() == 0) return;  // The interpreter is gone, and the object with it.
   const py::gil_scoped_acquire gil;
-  delete function;
+  delete object;
 }
 
 }  // namespace
+
+std::shared_ptr<py::object> held_with_gil(const py::object& object) { return {new py::object(object), drop_with_gil}; }
 
 at::Tensor tensor_returned(const py::object& returned, const at::Tensor& value, const std::string& node) {
   if (returned.is_none()) return value;
@@ -40,11 +38,13 @@ at::Tensor tensor_returned(const py::object& returned, const at::Tensor& value, 
 HookFunction python_hook(const py::object& function) {
   if (PyCallable_Check(function.ptr()) == 0)
     throw InputError(str("a hook is a function of (value, call); found ", Py_TYPE(function.ptr())->tp_name));
-  const std::shared_ptr<py::object> held(new py::object(function), drop_with_gil);
+  const std::shared_ptr<py::object> held = held_with_gil(function);
   return [held](const at::Tensor& value, const HookCall& call) {
     const py::gil_scoped_acquire gil;
     const std::string& name = call.node().name;
-    return tensor_returned((*held)(value, PythonHookCall{name, call.segment(), call.begin(), call.end()}), value, name);
+    return tensor_returned(
+        (*held)(value, PythonHookCall{name, layer_of(call.node()), call.segment(), call.begin(), call.end()}), value,
+        name);
   };
 }
 
@@ -53,7 +53,7 @@ void bind_hook_call(py::module_& module) {
                              "Where a hook is called: the node's `name`, its `layer` (None outside the blocks), the "
                              "`segment` (0: the prompt), and the positions from `begin` up to `end`.")
       .def_readonly("name", &PythonHookCall::name, "The full name of the node.")
-      .def_property_readonly("layer", &PythonHookCall::layer, "The number of the block, or None.")
+      .def_readonly("layer", &PythonHookCall::layer, "The number of the block, or None.")
       .def_readonly("segment", &PythonHookCall::segment, "0 for the prompt, then one more for each append.")
       .def_readonly("begin", &PythonHookCall::begin, "The first position of the segment.")
       .def_readonly("end", &PythonHookCall::end, "The position after its last.");

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
   glassformer::bind_io(module);
   glassformer::bind_text(module);
   glassformer::bind_model(module);
+  glassformer::bind_extend(module);
   glassformer::bind_trace(module);
   glassformer::bind_generate(module);
   glassformer::bind_analysis(module);

@@ -37,6 +37,7 @@ from glassformer.analysis import (
     logit_difference,
     logit_lens,
 )
+from glassformer.extend import NewNode, UpTo, define, up_to
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook
 from glassformer.live_tensor import LiveTensor
 from glassformer.model import Model, Node, NodeList, Weights, load
@@ -56,6 +57,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "NameError",
+    "NewNode",
     "Node",
     "NodeList",
     "OrderError",
@@ -69,15 +71,18 @@ __all__ = [
     "Trace",
     "UnavailableError",
     "UnsupportedError",
+    "UpTo",
     "Weights",
     "Window",
     "__version__",
     "activation_patching",
     "attribution_patching",
+    "define",
     "direct_logit_attribution",
     "explain",
     "load",
     "logit_difference",
     "logit_lens",
     "read_all",
+    "up_to",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from glassformer._arguments import (
     tensor_of,
     token_rows,
 )
+from glassformer.extend import NewNode, extended, spliced
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook, start_generation
 from glassformer.live import is_live, open_live, tokenizer_of
 from glassformer.tokenizer import Tokenizer
@@ -260,6 +261,45 @@ class Model:
         """
         return trace_at(self, node, value, attention_mask, positions, keep, budget_bytes)
 
+    def extend(self, nodes: Sequence[NewNode], weights: Mapping[str, Any] | None = None) -> Model:
+        """This model with nodes of one's own (a probe's output, say) and further `weights` for them, by name.
+
+        Nodes may read those before them in the list. Each stands right behind its last input in computing order. This
+        model stays as it is; the new one shares its weights. See `NewNode`.
+
+        Raises `InputError` for names that mean a node already, inputs that come later, axes without sizes, and
+        `NameError` for unknown inputs and weights.
+        """
+        return Model(extended(self, nodes, weights), self._tokenizer, self._name)
+
+    def splice(
+        self,
+        node: NodeName,
+        name: str,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        decode: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        reads: NodeName | None = None,
+        axes: str | None = None,
+    ) -> Model:
+        """This model with a sparse autoencoder on a node, or a transcoder where another node is encoded (`reads`).
+
+        There are four new nodes: `<name>.hook_in` is what the node was computed as; `<name>.hook_acts` the features,
+        `encode` of it; `<name>.hook_recon` what `decode` makes of the features; `<name>.hook_error` what the
+        reconstruction of the unedited features lacks. The node itself, which everything after it reads, is recon +
+        error where features, reconstruction or error are edited, from the first edited position on; everywhere else it
+        is `<name>.hook_in`, bit for bit, and nothing of the autoencoder runs unless it is read. Setting the error to 0
+        puts the reconstruction in the node's place.
+
+        `encode` and `decode` are pure functions of a tensor, `batch pos …`, as modules are: see `NewNode`. They are
+        called once now, on zeros at one position, to learn the features' shape; `axes` ("batch pos feature=512") says
+        it beforehand. This model stays as it is; the new one shares its weights, and can be spliced on.
+
+        Raises `NameError` for an unknown node, `InputError` for one without positions, a name that is taken, or
+        `reads` after the node, and `ShapeError` where `decode` doesn't give the node's shape.
+        """
+        return Model(spliced(self, node, name, encode, decode, reads, axes), self._tokenizer, self._name)
+
     def generate(self, prompt: Any, max_new_tokens: int = 20, **options: Any) -> Generated | list[Generated]:
         """Continues a prompt, or several of any lengths at once; a list gives a list.
 
@@ -301,9 +341,12 @@ class Model:
 
     def __repr__(self) -> str:
         config = self.config
+        ending = f"{self.n_parameters:,} parameters, {str(self.dtype)[6:]}, {self.device})"
+        if config.d_model == 0:  # Made by `define`.
+            return f"Model({self.name!r}, {len(self.nodes())} nodes, {ending}"
         return (
             f"Model({self.name!r}, {config.architecture}, {config.n_layers} layers, {config.n_heads} heads, "
-            f"d_model {config.d_model}, {self.n_parameters:,} parameters, {str(self.dtype)[6:]}, {self.device})"
+            f"d_model {config.d_model}, {ending}"
         )
 
 

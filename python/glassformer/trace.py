@@ -184,9 +184,17 @@ class Trace:
         """Drops every edit and hook of a node."""
         self.core.unset(node_name(name))
 
-    def fork(self) -> Trace:
-        """A second trace that shares everything computed, before and after; edits of one don't touch the other."""
-        return Trace(self.model, self.core.fork())
+    def fork(self, model: Model | None = None) -> Trace:
+        """A second trace that shares everything computed, before and after; edits of one don't touch the other.
+
+        With a `model` made from this trace's by `splice` or `extend` it is a trace of that model. Edits and hooks come
+        along, and what was computed so far is there without being computed again, wherever the model computes it as
+        before; what is computed afterwards isn't shared. A spliced autoencoder sees its node as it is here, edits
+        included. Raises `InputError` for another model, or one that lacks a node that is edited here.
+        """
+        if model is None:
+            return Trace(self.model, self.core.fork())
+        return Trace(model, self.core.fork_onto(model.core))
 
     def past(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The keys (before rotation) and values of every layer, `batch pos kv_head d_head`: what `Model.trace` takes as
@@ -368,9 +376,11 @@ class Batch:
         """Drops every edit and hook of a node."""
         self.core.unset(node_name(name))
 
-    def fork(self) -> Batch:
-        """A second batch that shares everything computed."""
-        return Batch(self.model, self.core.fork())
+    def fork(self, model: Model | None = None) -> Batch:
+        """A second batch that shares everything computed; of an extended `model` as `Trace.fork` has it."""
+        if model is None:
+            return Batch(self.model, self.core.fork())
+        return Batch(model, self.core.fork_onto(model.core))
 
     def append(self, tokens: Sequence[Any]) -> None:
         """Adds tokens to each prompt: one text or list of ids for each."""
