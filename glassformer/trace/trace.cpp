@@ -16,8 +16,9 @@ Trace::Trace(std::shared_ptr<const Model> model, const at::Tensor& tokens, const
     : Trace(TraceState::started(std::move(model), tokens, options)) {}
 
 Trace::Trace(std::shared_ptr<const Model> model, std::string_view text, const TraceOptions& options)
-    : Trace(TraceState::started(model, at::tensor(model->tokenizer().encode(text), at::TensorOptions(at::kLong)),
-                                options)) {}
+    : Trace(TraceState::started(
+          model, at::tensor(model->tokenizer().encode(text, {options.past.empty()}), at::TensorOptions(at::kLong)),
+          options)) {}
 
 Trace Trace::from_node(std::shared_ptr<const Model> model, std::string_view node, const at::Tensor& value,
                        const TraceOptions& options) {

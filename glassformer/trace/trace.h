@@ -62,7 +62,7 @@ class Trace {
   /// A trace on tokens, `batch pos` (or `pos`), int64. Raises `InputError`: no tokens, out of range, longer than the
   /// context.
   Trace(std::shared_ptr<const Model> model, const at::Tensor& tokens, const TraceOptions& options = {});
-  /// A trace on a text, as the model's tokenizer has it.
+  /// A trace on a text, as the model's tokenizer has it; after a past without special tokens.
   Trace(std::shared_ptr<const Model> model, std::string_view text, const TraceOptions& options = {});
   /// A trace that begins at a node with an axis `pos`, on its value (`batch pos …`; without `batch` for one). What
   /// can't be computed from that is unavailable: `UnavailableError`. Raises `ShapeError`, `InputError`.

@@ -62,15 +62,18 @@ def number_of(name):
 
 
 def nodes_of(model):
+    """The nodes by name."""
     return {node.name: node for node in model.nodes()}
 
 
 def some_values(model, node, batch, length, seed=0):
+    """Random numbers in the shape of a node."""
     shape = shape_of(nodes_of(model)[model.node_name(node)], batch, length)
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def constant(value):
+    """The edit, as the oracle takes it, that puts a value in the place of a whole node."""
     return [(everywhere(value.shape), value)]
 
 
@@ -87,13 +90,10 @@ def available(trace, model):
 
 
 def past_of(trace, length):
+    """Keys and values of the first positions of a trace."""
     return [(keys[:, :length], values[:, :length]) for keys, values in trace.past()]
 
 
 def at_available(value, name, n_past):
     """The rows of a node that a trace with a past has."""
-    return value[
-        rows_of(
-            name, first_row(name, n_past), value.shape[2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1]
-        )
-    ]
+    return value[rows_of(name, first_row(name, n_past), None)]
