@@ -195,12 +195,14 @@ TEST_CASE("weights that require grad") {
   Trace trace(model, some_tokens(*model, 1, 3));
   const at::Tensor before = trace.logits();
   for (const WeightSpec& spec : model->weights().specs()) weight(*model, spec.name).set_requires_grad(true);
-  CHECK_FALSE(Trace(model, trace.tokens()).logits().requires_grad());
-  CHECK(close(Trace(model, trace.tokens()).logits(), before));
+  CHECK(Trace(model, trace.tokens()).logits().requires_grad());
+  CHECK(close(Trace(model, trace.tokens()).logits().detach(), before));
   {
     const at::NoGradGuard no_grad;
+    CHECK_FALSE(Trace(model, trace.tokens()).logits().requires_grad());
     weight(*model, "blocks.0.ln1.weight").add_(0.5);
   }
+  const at::NoGradGuard no_grad;
   CHECK_FALSE(close(trace.logits(), before));
   CHECK(close(trace.logits(), fresh_logits(model, trace)));
 }

@@ -38,7 +38,11 @@ class Oracle:
         """All nodes for `tokens` (batch pos). `edits` has for a node's name a list of (index or mask, values), of
         functions of a segment's value and number, and of `Derived`; `segments` has (begin, end) of each segment. The
         first `n_past` positions are a past, whose keys and values are edits too."""
-        return _Pass(self, edits or {}, segments or [(0, tokens.shape[1])], n_past).run(tokens, mask, positions, length)
+        made = self.pass_type()(self, edits or {}, segments or [(0, tokens.shape[1])], n_past)
+        return made.run(tokens, mask, positions, length)
+
+    def pass_type(self):
+        return _Pass
 
 
 class Derived:

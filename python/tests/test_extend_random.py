@@ -45,9 +45,8 @@ class SplicedPass(oracle._Pass):
 
 
 class SplicedOracle(oracle.Oracle):
-    def run(self, tokens, edits=None, mask=None, positions=None, length=None, segments=None):
-        made = SplicedPass(self, edits or {}, segments or [(0, tokens.shape[1])])
-        return made.run(tokens, mask, positions, length)
+    def pass_type(self):
+        return SplicedPass
 
 
 @functools.cache
