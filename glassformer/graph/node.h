@@ -62,6 +62,7 @@ struct Node {
   Step fast;         // Past `skipped`, when none of these is edited; `run` is empty where there is no such way.
   std::vector<NodeId> skipped;
   bool attended = false;  // Some step reaches its earlier rows again: worth keeping.
+  bool starts_block = false;  // Its whole block can be computed from it.
   bool is_input = false;  // Given, not computed: tokens, positions, attention mask.
   NodeId mixed_by = -1;   // For scores and pattern: the node of mixed values that they weight.
   float absent = 0;       // What stands for keys after the last computed one, in nodes with keys.

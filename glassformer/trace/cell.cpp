@@ -6,17 +6,22 @@
 
 namespace glassformer {
 
+// The first chunk that ends after `row`.
+std::vector<Cell::Chunk>::const_iterator Cell::first_after(int64_t row) const {
+  return std::upper_bound(chunks_.begin(), chunks_.end(), row,
+                          [](int64_t at, const Chunk& chunk) { return at < chunk.rows.end; });
+}
+
 void Cell::insert(const RowSet& rows, const at::Tensor& value, bool growing) {
   int64_t offset = 0;
   for (const Interval& interval : rows.intervals()) {
     const at::Tensor part = rows.contiguous() ? value : value.narrow(row_axis_, offset, interval.size());
     offset += interval.size();
     if (growing && grow(interval, part)) continue;
-    const auto place = std::find_if(chunks_.begin(), chunks_.end(),
-                                    [&](const Chunk& chunk) { return chunk.rows.begin >= interval.end; });
-    chunks_.insert(place, {interval, part, {}});
+    chunks_.insert(first_after(interval.begin), {interval, part, {}});
   }
   valid_ = valid_.united(rows);
+  bytes_ += value.numel() * static_cast<int64_t>(value.element_size());
 }
 
 bool Cell::grow(Interval rows, const at::Tensor& value) {
@@ -36,26 +41,12 @@ bool Cell::grow(Interval rows, const at::Tensor& value) {
 }
 
 void Cell::collect(Interval rows, std::vector<at::Tensor>& pieces) const {
-  for (const Chunk& chunk : chunks_) {
-    const Interval part{std::max(rows.begin, chunk.rows.begin), std::min(rows.end, chunk.rows.end)};
-    if (part.begin >= part.end) continue;
-    const bool whole = part == chunk.rows;
-    pieces.push_back(whole ? chunk.value : chunk.value.narrow(row_axis_, part.begin - chunk.rows.begin, part.size()));
+  for (auto chunk = first_after(rows.begin); chunk != chunks_.end() && chunk->rows.begin < rows.end; ++chunk) {
+    const Interval part{std::max(rows.begin, chunk->rows.begin), std::min(rows.end, chunk->rows.end)};
+    const bool whole = part == chunk->rows;
+    pieces.push_back(whole ? chunk->value
+                           : chunk->value.narrow(row_axis_, part.begin - chunk->rows.begin, part.size()));
   }
-}
-
-void Cell::clear() {
-  chunks_.clear();
-  valid_ = RowSet();
-}
-
-int64_t Cell::bytes() const {
-  int64_t total = 0;
-  for (const Chunk& chunk : chunks_) {
-    const at::Tensor& held = chunk.buffer.defined() ? chunk.buffer : chunk.value;
-    total += held.numel() * static_cast<int64_t>(held.element_size());
-  }
-  return total;
 }
 
 }  // namespace glassformer

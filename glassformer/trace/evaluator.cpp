@@ -15,8 +15,17 @@
 namespace glassformer {
 namespace {
 
+// A cell that must stay until what needs it has run.
+struct Use {
+  Family* family;
+  Cell* cell;
+  bool is_new;  // Empty before this evaluation.
+};
+
 // Rows of one cell that this evaluation computes.
 struct Item {
+  Item(Family& in, Lineage& under, Cell& filled) : family(&in), lineage(&under), cell(&filled) {}
+
   Family* family;
   Lineage* lineage;
   Cell* cell;
@@ -24,9 +33,7 @@ struct Item {
   const Step* step = nullptr;          // Null: the node's last own overlay is put onto what lies below it.
   const Influence* overlay = nullptr;  // That overlay.
   int64_t n_keys = 0;
-  int64_t uses_left = 0;  // By items of this evaluation that are still to run.
-  std::vector<Item*> sources;
-  bool held_before = false;  // The cell has rows that others may use without being counted.
+  std::vector<Use> uses;
 };
 
 at::Tensor with_keys(const at::Tensor& value, int64_t n_keys, float absent) {
@@ -44,9 +51,16 @@ class Evaluation {
   Evaluation(const std::vector<Request>& requests, const EvaluateOptions& options)
       : options_(options), graph_(requests.front().family->graph()), items_(graph_.nodes().size()) {
     for (const Request& request : requests)
-      demand(request.family, request.lineage, request.node, request.rows, nullptr);
+      demand(request.family, request.lineage, request.node, request.rows, callers_);
     if (options.keep_requested)
       for (const Request& request : requests) keep(request);
+  }
+
+  Evaluation(const Evaluation&) = delete;
+  ~Evaluation() {
+    for (const Items& items : items_)
+      for (const auto& [cell, item] : items) unpin(item.uses);
+    unpin(callers_);
   }
 
   void run() {
@@ -57,8 +71,14 @@ class Evaluation {
  private:
   using Items = std::map<Cell*, Item>;
 
+  static void unpin(const std::vector<Use>& uses) {
+    for (const Use& use : uses) use.family->shelf.unpin(*use.cell);
+  }
+
   void keep(const Request& request) {
-    for_each_part(request, [](Lineage& lineage, const Node& node, const RowSet&) { lineage.cell(node).keep = true; });
+    for_each_part(request, [&](Lineage& lineage, const Node& node, const RowSet&) {
+      request.family->shelf.keep(lineage.cell(node));
+    });
   }
 
   template <typename Visit>
@@ -70,23 +90,17 @@ class Evaluation {
     }
   }
 
-  void demand(Family* family, Lineage* lineage, NodeId node, const RowSet& rows, Item* user) {
+  void demand(Family* family, Lineage* lineage, NodeId node, const RowSet& rows, std::vector<Use>& uses) {
     for_each_part({family, lineage, node, rows}, [&](Lineage& owner, const Node& which, const RowSet& part) {
       Cell& cell = owner.cell(which);
-      cell.last_use = family->evaluation;
+      if (!cell.kept()) {
+        family->shelf.pin(cell);
+        uses.push_back({family, &cell, cell.valid().empty()});
+      }
       const RowSet missing = part.without(cell.valid());
       if (missing.empty()) return;
-      Item& item =
-          items_[static_cast<size_t>(node)]
-              .try_emplace(&cell, Item{family, &owner, &cell, {}, nullptr, nullptr, 0, 0, {}, !cell.valid().empty()})
-              .first->second;
+      Item& item = items_[static_cast<size_t>(node)].try_emplace(&cell, Item(*family, owner, cell)).first->second;
       item.rows = item.rows.united(missing);
-      if (user != nullptr) {
-        ++item.uses_left;
-        user->sources.push_back(&item);
-      } else {
-        ++item.uses_left;  // The caller's own use, which outlasts the evaluation.
-      }
     });
   }
 
@@ -111,7 +125,7 @@ class Evaluation {
     if (item.overlay != nullptr) {
       const Overlay& overlay = *item.overlay->edit->overlay;
       const RowSet below = replaces_rows(item, node) ? rows.without(overlay.rows()) : rows;
-      if (!below.empty()) demand(item.family, &beneath(item), node.id, below, &item);
+      if (!below.empty()) demand(item.family, &beneath(item), node.id, below, item.uses);
       return;
     }
     if (node.is_input) return;
@@ -121,7 +135,7 @@ class Evaluation {
     for (const StepInput& input : item.step->inputs) {
       if (input.optional && is_default(item, input.node)) continue;
       demand(item.family, item.lineage, input.node, input.reach == Reach::kSameRow ? rows : RowSet(0, item.n_keys),
-             &item);
+             item.uses);
     }
   }
 
@@ -178,7 +192,7 @@ class Evaluation {
     const Overlay& overlay = *item.overlay->edit->overlay;
     const RowSet covered = item.rows.without(item.rows.without(overlay.rows()));
     const RowSet untouched = item.rows.without(covered);
-    item.cell->keep = true;
+    item.family->shelf.keep(*item.cell);
     Lineage& below = beneath(item);
     if (!untouched.empty()) store(item, node, untouched, gather({item.family, &below, node.id, untouched}));
     if (!covered.empty()) {
@@ -267,40 +281,49 @@ class Evaluation {
   void finish(Item& item, const Node& node, const at::Tensor& value) {
     if (!node.is_input)
       item.family->rows_computed[static_cast<size_t>(node.id)] += item.family->batch * item.rows.count();
-    item.cell->keep = item.cell->keep || (item.family->keeps(node) && !may_drop(item));
-    store(item, node, item.rows, value);
+    if (item.family->keeps(node) && !may_drop(*item.lineage, *item.family)) item.family->shelf.keep(*item.cell);
+    // What stays must not hold the values of all traces that it was computed with.
+    const auto bytes = static_cast<size_t>(value.numel() * static_cast<int64_t>(value.element_size()));
+    const bool part_of_more = item.cell->kept() && value.storage().nbytes() > 2 * bytes;
+    store(item, node, item.rows, part_of_more ? value.clone() : value);
     release(item);
   }
 
-  bool may_drop(const Item& item) const { return options_.lean && item.lineage != &item.family->lineages.root(); }
+  bool may_drop(const Lineage& lineage, Family& family) const {
+    return options_.lean && &lineage != &family.lineages.root();
+  }
 
   static void store(const Item& item, const Node& node, const RowSet& rows, const at::Tensor& value) {
-    item.cell->insert(rows, value, node.attended);
-    if (!item.cell->keep) item.family->held_bytes += value.numel() * static_cast<int64_t>(value.element_size());
+    item.cell->insert(rows, value, node.attended && item.cell->kept());
+    item.family->shelf.update(*item.cell);
   }
 
   // After an item has run, what only it still needed may go.
   void release(Item& item) {
-    for (Item* source : item.sources) {
-      if (--source->uses_left > 0 || source->cell->keep || source->held_before) continue;
-      const bool over_budget = source->family->held_bytes > source->family->keep.budget_bytes;
-      const bool wanted = source->family->keep.what == Keep::What::kAll;
-      if (wanted || !(may_drop(*source) || over_budget || source->family->keep.what == Keep::What::kNeeded)) continue;
-      source->family->held_bytes -= source->cell->bytes();
-      source->cell->clear();
+    std::vector<Use> uses = std::move(item.uses);
+    item.uses.clear();
+    unpin(uses);
+    std::sort(uses.begin(), uses.end(), [](const Use& a, const Use& b) { return a.cell < b.cell; });
+    const auto same = [](const Use& a, const Use& b) { return a.cell == b.cell; };
+    uses.erase(std::unique(uses.begin(), uses.end(), same), uses.end());
+    for (const Use& use : uses) {
+      const Keep::What what = use.family->keep.what;
+      if (!use.is_new || use.cell->kept() || use.cell->pinned() || what == Keep::What::kAll) continue;
+      if (may_drop(use.cell->owner(), *use.family) || what == Keep::What::kNeeded) use.family->shelf.release(*use.cell);
     }
+    item.family->trim();
   }
 
   EvaluateOptions options_;
   const Graph& graph_;
   std::vector<Items> items_;
+  std::vector<Use> callers_;
 };
 
 }  // namespace
 
 void evaluate(const std::vector<Request>& requests, const EvaluateOptions& options) {
   if (requests.empty()) return;
-  for (const Request& request : requests) ++request.family->evaluation;
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Evaluation(requests, options).run();
   if (!options.trim) return;

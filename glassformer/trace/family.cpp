@@ -17,19 +17,7 @@ Family::Family(std::shared_ptr<const Model> owner, int64_t n_batch)
 bool Family::keeps(const Node& node) const { return node.attended || node.is_input || keep.what == Keep::What::kAll; }
 
 void Family::trim() {
-  if (keep.what == Keep::What::kAll || held_bytes <= keep.budget_bytes) return;
-  std::vector<Cell*> loose;
-  lineages.each_cell([&](NodeId, Cell& cell) {
-    if (!cell.keep && !cell.valid().empty()) loose.push_back(&cell);
-  });
-  std::sort(loose.begin(), loose.end(), [](const Cell* a, const Cell* b) { return a->last_use < b->last_use; });
-  held_bytes = 0;
-  for (const Cell* cell : loose) held_bytes += cell->bytes();
-  for (Cell* cell : loose) {
-    if (held_bytes <= keep.budget_bytes) return;
-    held_bytes -= cell->bytes();
-    cell->clear();
-  }
+  if (keep.what != Keep::What::kAll) shelf.trim(keep.budget_bytes);
 }
 
 }  // namespace glassformer

@@ -20,6 +20,7 @@ struct Family {
 
   std::shared_ptr<const Model> model;
   int64_t batch = 1;
+  Shelf shelf;  // Outlives the lineages, whose cells stand on it.
   Lineages lineages;
   Keep keep;
   bool mask_given = false, positions_given = false;
@@ -27,8 +28,6 @@ struct Family {
   std::map<int64_t, std::weak_ptr<Edit>> length_edits;  // By length class.
 
   uint64_t next_edit = 1;
-  int64_t evaluation = 0;
-  int64_t held_bytes = 0;              // Of cells that may be released.
   std::vector<int64_t> rows_computed;  // For each node.
 
   const Graph& graph() const { return model->graph(); }

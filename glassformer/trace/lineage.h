@@ -44,8 +44,8 @@ class Lineage {
   int64_t later_keys(const Graph& graph, NodeId mixed) const;
   int64_t length_class() const;
 
-  Cell& cell(const Node& node) { return cells_.try_emplace(node.id, node.row_axis).first->second; }
-  std::unordered_map<NodeId, Cell>& cells() { return cells_; }
+  Cell& cell(const Node& node) { return cells_.try_emplace(node.id, *this, node).first->second; }
+  void drop(NodeId node) { cells_.erase(node); }
 
  private:
   friend class Lineages;
@@ -70,11 +70,6 @@ class Lineages {
   bool concerns(const Edit& edit, NodeId node) const;
   /// Ends every lineage that holds `edit`, or what it made as a hook.
   void forget(Edit& edit);
-  template <typename Visit>
-  void each_cell(const Visit& visit) {
-    for (auto& [key, lineage] : lineages_)
-      for (auto& [node, cell] : lineage->cells()) visit(node, cell);
-  }
 
  private:
   int64_t effect_on(const Influence& influence, const Lineage& lineage, NodeId node) const;

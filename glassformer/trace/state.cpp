@@ -98,7 +98,7 @@ void TraceState::give(NodeId node, int64_t begin, const at::Tensor& value) {
     if (entry.edit->kind == Edit::Kind::kTokens) tokens_only.push_back({entry.edit.get(), entry.edit->first_row});
   if (node != graph().tokens()) tokens_only.clear();
   Cell& cell = family->lineages.intern(std::move(tokens_only)).cell(graph().node(node));
-  cell.keep = true;
+  family->shelf.keep(cell);
   const RowSet missing = RowSet(begin, begin + value.size(1)).without(cell.valid());  // A fork may have been here.
   for (const Interval& part : missing.intervals())
     cell.insert(RowSet(part.begin, part.end), value.narrow(1, part.begin - begin, part.end - part.begin), true);
