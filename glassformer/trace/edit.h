@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "glassformer/trace/hook.h"
@@ -17,8 +18,9 @@ struct Edit;
 struct JointHook;
 class Lineage;
 
-/// Names a lineage, also after it has ended: its edits, each with the first position that it changes.
-using LineageKey = std::vector<std::pair<uint64_t, int64_t>>;
+/// Where an edit counts among those of its node: in the order of making, with what a hook makes in the hook's place.
+using EditPlace = std::pair<uint64_t, uint64_t>;
+constexpr EditPlace kBeforeAll{0, 0}, kAfterAll{UINT64_MAX, UINT64_MAX};
 
 /// What a hook made of one segment.
 struct HookResult {
@@ -41,7 +43,7 @@ struct Hook {
   std::shared_ptr<JointHook> joint;                          // Of a batch: called once for all its traces.
   std::unordered_multimap<uint64_t, HookMemory> calls = {};  // By a hash of the input.
   // By segment and what the input depended on: computed again it may differ in rounding, and is the same input.
-  std::map<std::tuple<int64_t, int64_t, LineageKey>, HookResult> by_lineage = {};
+  std::map<std::tuple<int64_t, int64_t, uint64_t>, HookResult> by_lineage = {};
   std::vector<std::shared_ptr<Edit>> made = {};  // Ends with the hook.
 };
 
@@ -53,17 +55,18 @@ struct Edit {
     kLength,   // Rotary angles of a longer sequence.
   };
   uint64_t id = 0;  // In the order of making.
+  EditPlace place;
   Kind kind = Kind::kOverlay;
   NodeId node = -1;
   int64_t first_row = 0;
   std::optional<Overlay> overlay;
   at::Tensor made_from;  // Of a derived overlay: the value that it was made from.
   RowSet made_from_rows;
-  LineageKey made_under;  // And what that depended on.
+  std::vector<std::pair<uint64_t, int64_t>> made_under;  // And what that depended on: edits and their first positions.
   std::optional<Hook> hook;
-  int64_t length_class = 0;        // kLength
-  std::vector<Lineage*> lineages;  // Those that hold it: they end with it.
-  std::weak_ptr<void> users;       // Of what a hook made: see `HookResult::use`.
+  int64_t length_class = 0;               // kLength
+  std::unordered_set<Lineage*> lineages;  // Those whose last influence it is: they end with it.
+  std::weak_ptr<void> users;              // Of what a hook made: see `HookResult::use`.
 
   bool is_put() const { return kind == Kind::kOverlay || kind == Kind::kHook; }
 };

@@ -84,10 +84,8 @@ class Evaluation {
   template <typename Visit>
   void for_each_part(const Request& request, const Visit& visit) {
     const Node& node = graph_.node(request.node);
-    for (const Span& span : request.family->lineages.spans(*request.lineage, request.node)) {
-      const RowSet part = request.rows.within(span.begin, span.end);
-      if (!part.empty()) visit(*span.lineage, node, part);
-    }
+    for (const Part& part : request.family->lineages.parts(*request.lineage, node, request.rows))
+      visit(*part.lineage, node, RowSet(part.rows.begin, part.rows.end));
   }
 
   void demand(Family* family, Lineage* lineage, NodeId node, const RowSet& rows, std::vector<Use>& uses) {
@@ -121,8 +119,8 @@ class Evaluation {
   }
 
   void plan(Item& item, const RowSet& rows, const Node& node) {
-    item.overlay = item.lineage->overlay_on(node.id);
-    if (item.overlay != nullptr) {
+    if (item.lineage->edits(node.id)) {
+      item.overlay = item.lineage->overlay_on(node.id);
       const Overlay& overlay = *item.overlay->edit->overlay;
       const RowSet below = replaces_rows(item, node) ? rows.without(overlay.rows()) : rows;
       if (!below.empty()) demand(item.family, &beneath(item), node.id, below, item.uses);
@@ -148,15 +146,10 @@ class Evaluation {
   }
 
   static bool is_default(const Item& item, NodeId node) {
-    return !item.family->mask_given && item.lineage->overlay_on(node) == nullptr;
+    return !item.family->mask_given && !item.lineage->edits(node);
   }
 
-  Lineage& beneath(const Item& item) {
-    std::vector<Influence> rest;
-    for (const Influence& influence : item.lineage->influences())
-      if (&influence != item.overlay) rest.push_back(influence);
-    return item.family->lineages.intern(std::move(rest));
-  }
+  Lineage& beneath(const Item& item) { return item.family->lineages.without(*item.lineage, *item.overlay); }
 
   void compute(NodeId id) {
     Items& items = items_[static_cast<size_t>(id)];
@@ -180,11 +173,8 @@ class Evaluation {
       } else {
         run_whole(node, group);
       }
-    const auto depth = [id](const Item* item) {
-      return std::count_if(item->lineage->influences().begin(), item->lineage->influences().end(),
-                           [id](const Influence& influence) { return influence.edit->node == id; });
-    };
-    std::sort(overlays.begin(), overlays.end(), [&](const Item* a, const Item* b) { return depth(a) < depth(b); });
+    std::sort(overlays.begin(), overlays.end(),
+              [](const Item* a, const Item* b) { return a->lineage->size() < b->lineage->size(); });
     for (Item* item : overlays) put_overlay(*item, node);
   }
 
@@ -294,7 +284,13 @@ class Evaluation {
   }
 
   static void store(const Item& item, const Node& node, const RowSet& rows, const at::Tensor& value) {
-    item.cell->insert(rows, value, node.attended && item.cell->kept());
+    const bool growing = node.attended && item.cell->kept();
+    if (growing && item.cell->valid().empty() && rows.first() > 0) {
+      Lineage* before = item.family->lineages.alike_until(*item.lineage, node.id, rows.first() - 1);
+      const Cell* cell = before != nullptr ? before->known_cell(node.id) : nullptr;
+      if (cell != nullptr) item.cell->go_on_from(*cell, rows.first());
+    }
+    item.cell->insert(rows, value, growing);
     item.family->shelf.update(*item.cell);
   }
 
@@ -332,19 +328,25 @@ void evaluate(const std::vector<Request>& requests, const EvaluateOptions& optio
 
 at::Tensor gather(const Request& request, int64_t n_keys) {
   const Node& node = request.family->graph().node(request.node);
-  const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
+  const std::vector<Part> parts = request.family->lineages.parts(*request.lineage, node, request.rows);
   std::vector<at::Tensor> pieces;
-  for (const Interval& interval : request.rows.intervals())
-    for (const Span& span : spans) {
-      const Interval part{std::max(interval.begin, span.begin), std::min(interval.end, span.end)};
-      if (part.begin < part.end) span.lineage->cell(node).collect(part, pieces);
-    }
+  for (const Part& part : parts) part.lineage->cell(node).collect(part.rows, pieces);
   if (node.has_keys()) {
     if (n_keys < 0)
       for (const at::Tensor& piece : pieces) n_keys = std::max(n_keys, piece.size(3));
     for (at::Tensor& piece : pieces) piece = with_keys(piece, n_keys, node.absent);
   }
-  return joined(pieces, node.row_axis);
+  const at::Tensor value = joined(pieces, node.row_axis);
+  constexpr size_t kMany = 8;
+  if (pieces.size() >= kMany && node.attended && request.rows.contiguous()) {
+    // Those who go on from here find the rows side by side.
+    Lineage& owner = *parts.back().lineage;
+    Cell& last = owner.cell(node);
+    const bool is_whole = last.kept() && last.valid().without(request.rows).empty();
+    if (is_whole && request.family->lineages.alike_until(*request.lineage, node.id, request.rows.end() - 1) == &owner)
+      last.join(request.rows.intervals().front(), value);
+  }
+  return value;
 }
 
 int64_t first_difference(const at::Tensor& value, const at::Tensor& other, const RowSet& rows, int row_axis) {

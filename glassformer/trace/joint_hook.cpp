@@ -122,7 +122,7 @@ void settle_joint_hook(std::span<TraceState* const> traces, NodeId node) {
   const Node& at = traces.front()->graph().node(hooked);
   for (std::vector<Member> members = next_segments(all); !members.empty(); members = next_segments(all)) {
     const std::vector<HookResult> results = results_of(members, *joint, hook, at);
-    for (size_t i = 0; i < members.size(); ++i) TraceState::add_result(*members[i].entry, results[i]);
+    for (size_t i = 0; i < members.size(); ++i) members[i].trace->add_result(*members[i].entry, results[i]);
   }
   for (const auto& [trace, entry] : all) entry->from = 0;
 }

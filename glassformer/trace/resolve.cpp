@@ -17,8 +17,9 @@ namespace glassformer {
 RowSet valid_rows(const Request& request) {
   const Node& node = request.family->graph().node(request.node);
   RowSet valid;
-  for (const Span& span : request.family->lineages.spans(*request.lineage, request.node))
-    valid = valid.united(span.lineage->cell(node).valid().within(span.begin, span.end));
+  for (const Part& part : request.family->lineages.parts(*request.lineage, node, request.rows))
+    if (const Cell* cell = part.lineage->known_cell(node.id); cell != nullptr)
+      valid = valid.united(cell->valid().within(part.rows.begin, part.rows.end));
   return valid;
 }
 
@@ -44,13 +45,20 @@ bool is_comparable(const Edit& edit, const Request& request) {
 }
 
 // What the numbers depend on that an overlay is compared with.
-LineageKey compared_under(const Request& request, const Edit& edit) {
+const Lineage& compared_under(const Request& request, const Edit& edit) {
   const int64_t end = std::max(request.rows.end(), edit.overlay->rows().end());
-  return request.family->lineages.before(*request.lineage, request.node, end).key();
+  return request.family->lineages.at(*request.lineage, request.node, end - 1);
 }
 
 bool is_settled(const Entry& entry, const Request& request) {
-  return entry.settled >= 0 && entry.settled_under == compared_under(request, *entry.edit);
+  return entry.settled >= 0 && entry.settled_under == compared_under(request, *entry.edit).id();
+}
+
+// Whether a derived edit was made from what it is compared with now.
+bool is_made_under(const Edit& edit, const Request& request) {
+  const std::vector<Influence> now = compared_under(request, edit).influences();
+  return std::equal(now.begin(), now.end(), edit.made_under.begin(), edit.made_under.end(),
+                    [](const Influence& a, const auto& b) { return a.edit->id == b.first && a.from == b.second; });
 }
 
 // A derived edit of a value that is another one now: nobody can say what is meant.
@@ -77,16 +85,28 @@ bool is_settled(const Entry& entry, const Request& request) {
 // --- Which edits reach a node ----------------------------------------------------------------------------------------
 
 Lineage& TraceState::lineage_of(NodeId node, const Entry* before) const {
-  std::vector<Influence> influences;
-  for (const Entry& entry : entries) {
-    if (&entry == before) break;
-    if (!entry.from || !family->lineages.concerns(*entry.edit, node)) continue;
-    for (const HookResult& result : entry.results)
-      if (result.overlay) influences.push_back({result.overlay.get(), result.from});
-    if (entry.edit->kind != Edit::Kind::kHook && *entry.from != kNothing)
-      influences.push_back({entry.edit.get(), *entry.from});
+  if (all_known == nullptr) {
+    std::vector<Influence> influences;
+    for (const Entry& entry : entries) {
+      for (const HookResult& result : entry.results)
+        if (result.overlay) influences.push_back({result.overlay.get(), result.from});
+      if (entry.changes()) influences.push_back({entry.edit.get(), *entry.from});
+    }
+    all_known = &family->lineages.intern(std::move(influences));
   }
-  return family->lineages.intern(std::move(influences));
+  // Mostly `before` is the last edit of its node, and nothing known counts after it.
+  bool bounded = false;
+  for (const Entry* entry = before; entry != nullptr && entry != entries.data() + entries.size(); ++entry)
+    if (entry->edit->node != before->edit->node) {
+      break;
+    } else if (entry->changes() || !entry->results.empty()) {
+      bounded = true;
+    }
+  return family->lineages.restricted(*all_known, node, bounded ? before->edit->place : kAfterAll);
+}
+
+void TraceState::learn(Edit& edit, int64_t from) {
+  if (all_known != nullptr) all_known = &family->lineages.with(*all_known, {&edit, from});
 }
 
 Entry* TraceState::next_unresolved(NodeId node) {
@@ -100,18 +120,15 @@ std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& ent
   const std::vector<int64_t>& wanted = edit.hook->options.segments;
   Lineage& input = trace.lineage_of(edit.node, &entry);
   std::vector<HookSegment> found;
-  for (size_t i = 0; i < trace.segments.size(); ++i) {
+  // Segments get their results in order.
+  const int64_t done = entry.results.empty() ? 0 : entry.results.back().end;
+  const auto first = std::lower_bound(trace.segments.begin(), trace.segments.end(), done);
+  for (auto i = static_cast<size_t>(first - trace.segments.begin()); i < trace.segments.size(); ++i) {
     const auto number = static_cast<int64_t>(i);
     if (number < edit.hook->options.first_segment) continue;
     if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
     const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
-    HookSegment segment{number, trace.segments[i], end, nullptr};
-    const bool done = std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
-      return result.begin == segment.begin && result.end == segment.end;
-    });
-    if (done) continue;
-    segment.input = &trace.family->lineages.before(input, edit.node, end);
-    found.push_back(segment);
+    found.push_back({number, trace.segments[i], end, &trace.family->lineages.at(input, edit.node, end - 1)});
   }
   return found;
 }
@@ -157,7 +174,7 @@ bool is_of(const HookMemory& call, const HookSegment& segment) {
 
 // The result of an earlier call whose input depended on the same edits, or null.
 const HookResult* remembered(const Hook& hook, const HookSegment& segment) {
-  const auto known = hook.by_lineage.find({segment.begin, segment.end, segment.input->key()});
+  const auto known = hook.by_lineage.find({segment.begin, segment.end, segment.input->id()});
   return known == hook.by_lineage.end() ? nullptr : &known->second;
 }
 
@@ -197,9 +214,10 @@ void TraceState::settle_overlay(Entry& entry) {
   const Edit& edit = *entry.edit;
   if (!is_settled(entry, request)) {
     entry.settled = effect_of(entry, request);
-    entry.settled_under = compared_under(request, edit);
+    entry.settled_under = compared_under(request, edit).id();
   }
   entry.from = entry.settled;
+  if (entry.changes()) learn(*entry.edit, *entry.from);
 }
 
 int64_t TraceState::effect_of(const Entry& entry, const Request& request) const {
@@ -208,8 +226,8 @@ int64_t TraceState::effect_of(const Entry& entry, const Request& request) const 
   if (!is_comparable(edit, request)) return edit.first_row;
   at::Tensor present = gather(request, node.has_keys() ? edit.overlay->n_keys() : -1);
   if (edit.made_from.defined()) {
-    const bool same = compared_under(request, edit) == edit.made_under ||
-                      first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
+    const bool same =
+        is_made_under(edit, request) || first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
     if (!same) refuse_derived(*this, entry);
     present = edit.made_from;
   }
@@ -230,7 +248,7 @@ void TraceState::settle_hook(Entry& entry) {
     const uint64_t hash = hash_of(before);
     if (const HookResult* known = remembered(*edit->hook, segment, before, hash); known != nullptr) {
       const HookResult same = *known;
-      edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = same;
+      edit->hook->by_lineage[{segment.begin, segment.end, segment.input->id()}] = same;
       add_result(entry, same);
       continue;
     }
@@ -243,7 +261,7 @@ void TraceState::settle_hook(Entry& entry) {
     const HookResult result = hook_result(*this, node, segment, before, after.defined() ? after : given);
     if (result.overlay) edit->hook->made.push_back(result.overlay);
     edit->hook->calls.emplace(hash, HookMemory{before, result});
-    edit->hook->by_lineage[{segment.begin, segment.end, segment.input->key()}] = result;
+    edit->hook->by_lineage[{segment.begin, segment.end, segment.input->id()}] = result;
     add_result(entry, result);
   }
   entry.from = 0;

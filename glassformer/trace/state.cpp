@@ -175,11 +175,13 @@ void TraceState::cut_edits(int64_t to_length) {
       cut->overlay = edit.overlay->before(to_length);
       cut_source(*cut, edit, graph().node(edit.node), to_length);
       cut->id = family->next_edit++;
+      cut->place = edit.place;
       kept.push_back({std::move(cut)});
     }
     if (entry.edit.use_count() == 1) ended.push_back(entry.edit);
   }
   entries = std::move(kept);
+  all_known = nullptr;
   for (NodeId node : changed) forget_effects(node);
   for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
 }
@@ -196,6 +198,7 @@ void TraceState::update_length_class() {
   if (held != entries.end()) {
     if (held->edit.use_count() == 1) family->lineages.forget(*held->edit);
     entries.erase(held);
+    all_known = nullptr;
   }
   forget_effects(graph().positions());
   if (length_now == first) return;
@@ -203,6 +206,7 @@ void TraceState::update_length_class() {
   std::shared_ptr<Edit> edit = known.lock();
   if (edit) {
     entries.insert(place_of(entries, edit->node), {edit, 0, {}});
+    learn(*edit, 0);
     return;
   }
   edit = std::make_shared<Edit>();
@@ -223,11 +227,16 @@ void TraceState::require_editable() const {
 
 void TraceState::add(std::shared_ptr<Edit> edit) {
   edit->id = family->next_edit++;
+  edit->place = {edit->id, 0};
   const NodeId node = edit->node;
+  const int64_t first_row = edit->first_row;
   std::optional<int64_t> from;
-  if (!edit->is_put()) from = edit->first_row;
+  if (!edit->is_put()) {
+    from = first_row;
+    learn(*edit, first_row);
+  }
   entries.insert(place_of(entries, node), {std::move(edit), from, {}});
-  forget_effects(node);
+  forget_effects(node, first_row);
 }
 
 void TraceState::add_hook(NodeId node, Hook hook) {
@@ -239,28 +248,56 @@ void TraceState::add_hook(NodeId node, Hook hook) {
   add(std::move(edit));
 }
 
-void TraceState::forget_effects(NodeId node) {
+void TraceState::forget_effects(NodeId node, int64_t first_row) {
+  if (first_row > 0 && may_look_ahead()) first_row = 0;
   for (Entry& entry : entries)
-    if (entry.edit->is_put() && graph().reaches(node, entry.edit->node)) {
-      entry.from.reset();
-      clear_results(entry);
-    }
+    if (entry.edit->is_put() && graph().reaches(node, entry.edit->node)) forget_effect(entry, first_row);
+}
+
+void TraceState::forget_effect(Entry& entry, int64_t first_row) {
+  if (entry.edit->kind == Edit::Kind::kHook) {
+    entry.from.reset();
+    clear_results(entry, first_row);
+    return;
+  }
+  const bool is_before = entry.edit->overlay->rows().end() <= first_row;
+  if (is_before && (entry.edit->made_from_rows.empty() || entry.edit->made_from_rows.end() <= first_row)) return;
+  if (entry.changes()) all_known = nullptr;
+  entry.from.reset();
+}
+
+bool TraceState::may_look_ahead() const {
+  const auto looks = [](const std::shared_ptr<Edit>& edit) {
+    return edit && edit->overlay && edit->overlay->sees_later_keys();
+  };
+  return std::any_of(entries.begin(), entries.end(), [&](const Entry& entry) {
+    const bool is_waiting = entry.edit->hook && !entry.from && graph().node(entry.edit->node).is_weighting();
+    return is_waiting || looks(entry.edit) ||
+           std::any_of(entry.results.begin(), entry.results.end(),
+                       [&](const HookResult& result) { return looks(result.overlay); });
+  });
 }
 
 void TraceState::add_result(Entry& entry, HookResult result) {
   if (result.overlay) {
     result.use = result.overlay->users.lock();
     if (!result.use) result.overlay->users = result.use = std::make_shared<char>();
+    result.overlay->place = {entry.edit->place.first, result.overlay->id};
+    learn(*result.overlay, result.from);
   }
   entry.results.push_back(std::move(result));
 }
 
-void TraceState::clear_results(Entry& entry) {
-  const std::vector<HookResult> results = std::move(entry.results);
-  entry.results.clear();
-  // The hook remembers what it made; the values that depend on it may go once no trace has it.
-  for (const HookResult& result : results)
-    if (result.overlay && result.use.use_count() == 1) family->lineages.forget(*result.overlay);
+void TraceState::clear_results(Entry& entry, int64_t from) {
+  const auto first = std::find_if(entry.results.begin(), entry.results.end(),
+                                  [from](const HookResult& result) { return result.end > from; });
+  if (first == entry.results.end()) return;
+  const std::vector<HookResult> dropped(std::make_move_iterator(first), std::make_move_iterator(entry.results.end()));
+  entry.results.erase(first, entry.results.end());
+  all_known = nullptr;
+  // The hook remembers what it made; the values that depend on it may go until a trace has it again.
+  for (const HookResult& result : dropped)
+    if (result.overlay && result.use.use_count() == 1) family->lineages.empty(*result.overlay);
 }
 
 void TraceState::drop(NodeId node) {
@@ -269,6 +306,7 @@ void TraceState::drop(NodeId node) {
   for (const Entry& entry : entries)
     if (dropped(entry) && entry.edit.use_count() == 1) ended.push_back(entry.edit);
   std::erase_if(entries, dropped);
+  all_known = nullptr;
   forget_effects(node);
   for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
 }

@@ -23,17 +23,21 @@ struct Entry {
   std::shared_ptr<Edit> edit;
   std::optional<int64_t> from = {};      // Once known: the first position that it changes, or `kNothing`.
   std::vector<HookResult> results = {};  // Of a hook: what it made of the segments, as far as it was called.
-  LineageKey settled_under = {};         // What it was compared with when `from` was found out last,
+  uint64_t settled_under = 0;            // What it was compared with when `from` was found out last,
   int64_t settled = -1;                  // and what came out; -1: never.
+
+  /// Whether it is known to change something; what a hook changes are its results' overlays.
+  bool changes() const { return from && *from != kNothing && edit->kind != Edit::Kind::kHook; }
 };
 
 struct TraceState {
   std::shared_ptr<Family> family;
   std::shared_ptr<Stem> stem;
   int64_t length = 0;
-  std::vector<int64_t> segments;  // Where the prompt and each append begin.
-  std::vector<Entry> entries;     // In the order in which they count: by node, then as made.
-  NodeId in_hook = -1;            // While a hook runs: its node.
+  std::vector<int64_t> segments;     // Where the prompt and each append begin.
+  std::vector<Entry> entries;        // In the order in which they count: by node, then as made.
+  NodeId in_hook = -1;               // While a hook runs: its node.
+  mutable Lineage* all_known = nullptr;  // All that is known to change something; null: to be put together again.
 
   ~TraceState();
   const Graph& graph() const { return family->graph(); }
@@ -53,16 +57,22 @@ struct TraceState {
   void add(std::shared_ptr<Edit> edit);
   void add_hook(NodeId node, Hook hook);
   void drop(NodeId node);
-  /// What edits after `node` change must be found out again.
-  void forget_effects(NodeId node);
-  static void add_result(Entry& entry, HookResult result);
-  void clear_results(Entry& entry);
+  /// What edits after `node` change must be found out again, where an edit of it from `first_row` on may matter.
+  void forget_effects(NodeId node, int64_t first_row = 0);
+  void forget_effect(Entry& entry, int64_t first_row);
+  /// Whether a query may see keys after it, now or once all hooks are called.
+  bool may_look_ahead() const;
+  void add_result(Entry& entry, HookResult result);
+  /// Drops what a hook made of segments that go on after `from`.
+  void clear_results(Entry& entry, int64_t from = 0);
   std::shared_ptr<Edit> make_overlay(const Node& node, const at::Tensor& value, const Region& region,
                                      int64_t length) const;
 
   // --- Which edits reach a node (resolve.cpp)
   /// Those edits that are known to change `node`, up to `before`.
   Lineage& lineage_of(NodeId node, const Entry* before = nullptr) const;
+  /// That an edit changes something from this position on.
+  void learn(Edit& edit, int64_t from);
   /// The first edit that may change `node` and whose effect is not known.
   Entry* next_unresolved(NodeId node);
   /// What must be computed to find out the effect of an edit.

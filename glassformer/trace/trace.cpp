@@ -67,7 +67,9 @@ void Trace::edit(std::string_view name, const std::function<at::Tensor(const at:
   std::shared_ptr<Edit> edit = state_->make_overlay(node, change(present.clone()), {}, length());
   edit->made_from = present;
   edit->made_from_rows = RowSet(0, length());
-  edit->made_under = state_->family->lineages.before(state_->lineage_of(node.id), node.id, length()).key();
+  Lineage& under = state_->family->lineages.at(state_->lineage_of(node.id), node.id, length() - 1);
+  for (const Influence& influence : under.influences())
+    edit->made_under.emplace_back(influence.edit->id, influence.from);
   state_->add(std::move(edit));
 }
 

@@ -1,5 +1,5 @@
-"""Weights lie where the file is mapped, and a model costs no second copy of them. Values are kept within the budget, and
-what was used last stays longest."""
+"""Weights lie where the file is mapped, and a model costs no second copy of them. Values stay within a budget; what was
+used last stays longest."""
 
 import json
 import struct
