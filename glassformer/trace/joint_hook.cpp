@@ -107,18 +107,22 @@ void settle_joint_hook(std::span<TraceState* const> traces, NodeId node) {
   const NodeId hooked = first->node;
   const Hook hook{first->hook->function, first->hook->options, joint};
   std::vector<std::pair<TraceState*, Entry*>> all;
+  size_t shared = SIZE_MAX;  // How many segments all of them have results of.
   for (TraceState* trace : traces)
     for (Entry& entry : trace->entries) {
       if (!entry.edit->hook || entry.edit->hook->joint != joint) continue;
-      // What one of them changed is a new input for all.
-      if (entry.from) trace->forget_effects(hooked);
-      entry.from.reset();
-      trace->clear_results(entry);
       all.emplace_back(trace, &entry);
+      shared = std::min(shared, entry.results.size());
     }
   if (all.size() != joint->size)
     throw UnavailableError(str("the hook on ", traces.front()->graph().node(hooked).name, " was put onto a batch of ",
                                joint->size, " prompts: read the batch, or put hooks onto its traces one by one"));
+  for (const auto& [trace, entry] : all) {
+    // What one of them changed is a new input for all.
+    if (entry->from || entry->results.size() > shared) trace->forget_effects(hooked);
+    entry->from.reset();
+    trace->clear_results(*entry, shared == 0 ? 0 : entry->results[shared - 1].end);
+  }
   const Node& at = traces.front()->graph().node(hooked);
   for (std::vector<Member> members = next_segments(all); !members.empty(); members = next_segments(all)) {
     const std::vector<HookResult> results = results_of(members, *joint, hook, at);

@@ -374,7 +374,7 @@ void run_states(std::span<TraceState* const> traces, NodeId until) {
     for (const Entry& entry : trace->entries)
       if (entry.edit->kind == Edit::Kind::kHook && entry.edit->node <= until) hooked.insert(entry.edit->node);
   for (NodeId node : hooked) resolve(traces, node);
-  read_states(traces, until, std::nullopt);
+  read_states(traces, until, std::nullopt, {.keep_values = true});
 }
 
 at::Tensor HookCall::read(std::string_view name) const {

@@ -165,3 +165,22 @@ def test_forks_that_ended_no_longer_count():
     for layer in range(3):
         trace.read(("mlp.hook_pre", layer))
     assert trace.work() != {}
+
+
+def test_a_hooked_batch_that_is_appended_to_computes_one_row_a_step():
+    """Prompts of different lengths: the hook is called once a step, for the new segment only."""
+    model = subject("llama_grouped").model
+    batch = model.trace([[3, 4], [5, 6, 7]])
+    called = []
+    batch.hook("resid_post0", lambda value, call: called.append(call.segment) or value * 1.1)
+    batch.logits_at(-1)
+    for step in range(1, 12):
+        for trace in batch.traces:
+            trace.reset_work()
+            trace.append([step])
+        batch.logits_at(-1)
+        assert [set(trace.work().values()) for trace in batch.traces] == [{1}, {1}]
+    assert called == list(range(12))
+    batch.traces[1].set("resid_mid0", 0.5, np.s_[:, 13])  # Of the last segment: the others' inputs are what they were.
+    batch.logits_at(-1)
+    assert called == [*range(12), 11]
