@@ -34,9 +34,9 @@ struct TraceState {
   std::shared_ptr<Family> family;
   std::shared_ptr<Stem> stem;
   int64_t length = 0;
-  std::vector<int64_t> segments;     // Where the prompt and each append begin.
-  std::vector<Entry> entries;        // In the order in which they count: by node, then as made.
-  NodeId in_hook = -1;               // While a hook runs: its node.
+  std::vector<int64_t> segments;         // Where the prompt and each append begin.
+  std::vector<Entry> entries;            // In the order in which they count: by node, then as made.
+  NodeId in_hook = -1;                   // While a hook runs: its node.
   mutable Lineage* all_known = nullptr;  // All that is known to change something; null: to be put together again.
 
   ~TraceState();
