@@ -191,6 +191,7 @@ class GraphBuilder {
                      : sum_of_embeddings_.size() > 1 ? StepSpec{"sum", sum_of_embeddings_, steps::sum()}
                                                      : StepSpec{"identity", sum_of_embeddings_, steps::identity()};
     const NodeId resid_pre = add(name + "hook_resid_pre", stream(), std::move(start));
+    editor_.node(resid_pre).starts_block = true;
     const NodeId attn_out = attention(name, layer, resid_pre);
     const NodeId resid_mid = add(name + "hook_resid_mid", stream(), {"sum", {{resid_pre}, {attn_out}}, steps::sum()});
     const NodeId mlp_out = mlp(name, resid_mid);

@@ -72,13 +72,14 @@ struct Node {
   Step open;         // From the nodes directly before it.
   Step fast;         // Past `skipped`, when none of these is edited; `run` is empty where there is no such way.
   std::vector<NodeId> skipped;
-  bool is_wide = false;    // In float32 at least, whatever the model's dtype.
-  bool attended = false;   // Some step reaches its earlier rows again: worth keeping.
-  bool is_input = false;   // Given, not computed: tokens, positions, attention mask.
-  NodeId mixed_by = -1;    // For scores and pattern: the node of mixed values that they weight.
-  float absent = 0;        // What stands for keys after the last computed one, in nodes with keys.
-  NodeId stands_for = -1;  // Of a spliced node: the one below, whose value it has while nothing between is edited.
-  uint64_t origin = 0;     // The same for all copies of this node in graphs made from one another.
+  bool is_wide = false;       // In float32 at least, whatever the model's dtype.
+  bool attended = false;      // Some step reaches its earlier rows again: worth keeping.
+  bool starts_block = false;  // Its whole block can be computed from it.
+  bool is_input = false;      // Given, not computed: tokens, positions, attention mask.
+  NodeId mixed_by = -1;       // For scores and pattern: the node of mixed values that they weight.
+  float absent = 0;           // What stands for keys after the last computed one, in nodes with keys.
+  NodeId stands_for = -1;     // Of a spliced node: the one below, whose value it has while nothing between is edited.
+  uint64_t origin = 0;        // The same for all copies of this node in graphs made from one another.
 
   /// Scores or pattern: an edit can make its layer see keys after the query.
   bool is_weighting() const { return mixed_by >= 0; }

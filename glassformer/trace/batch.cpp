@@ -50,12 +50,12 @@ std::vector<Trace*> Batch::pointers() {
 
 at::Tensor Batch::read(std::string_view name) {
   const Node& node = model().graph().node(model().graph().find(name));
-  return pad_left(read_all(pointers(), name), node, node.absent).values;
+  return pad_left(read_all(pointers(), name, std::nullopt, {.keep_values = true}), node, node.absent).values;
 }
 
 at::Tensor Batch::read_at(std::string_view name, int64_t position) {
   const Node& node = model().graph().node(model().graph().find(name));
-  const std::vector<at::Tensor> values = read_all(pointers(), name, Positions{{position}});
+  const std::vector<at::Tensor> values = read_all(pointers(), name, Positions{{position}}, {.keep_values = true});
   if (node.has_keys())
     throw InputError(str(node.name, " has as many keys as its trace has tokens: read it trace by trace"));
   return at::cat(values, 0);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "glassformer/trace/hook.h"
@@ -17,11 +18,12 @@ struct Edit;
 struct JointHook;
 class Lineage;
 
-/// Names a lineage, also after it has ended: its edits, each with the first position that it changes.
-using LineageKey = std::vector<std::pair<uint64_t, int64_t>>;
+/// Where an edit counts among those of its node: in the order of making, with what a hook makes in the hook's place.
+using EditPlace = std::pair<uint64_t, uint64_t>;
+constexpr EditPlace kBeforeAll{0, 0}, kAfterAll{UINT64_MAX, UINT64_MAX};
 
-/// What a hook's input depended on: the epoch of the weights (see `WeightWatch`), the segment's ends, and edits.
-using HookKey = std::tuple<int64_t, int64_t, int64_t, LineageKey>;
+/// What a hook's input depended on: the epoch of the weights (see `WeightWatch`), the segment's ends, and the lineage.
+using HookKey = std::tuple<int64_t, int64_t, int64_t, uint64_t>;
 
 /// What a hook made of one segment.
 struct HookResult {
@@ -57,20 +59,21 @@ struct Edit {
     kLength,    // Rotary angles of a longer sequence.
   };
   uint64_t id = 0;  // In the order of making.
+  EditPlace place;
   Kind kind = Kind::kOverlay;
   NodeId node = -1;
   int64_t first_row = 0;
   std::optional<Overlay> overlay;
   at::Tensor made_from;  // Of a derived overlay: the value that it was made from.
   RowSet made_from_rows;
-  LineageKey made_under;             // And what that depended on,
-  std::vector<uint64_t> made_after;  // the edits that could reach it then,
-  int64_t made_epoch = 0;            // and with which weights, see `WeightWatch`.
+  std::vector<std::pair<uint64_t, int64_t>> made_under;  // And what that depended on: edits and their first positions,
+  std::vector<uint64_t> made_after;                      // the edits that could reach it then,
+  int64_t made_epoch = 0;                                // and with which weights, see `WeightWatch`.
   std::optional<Hook> hook;
   GradientFunction gradient;
-  int64_t length_class = 0;        // kLength
-  std::vector<Lineage*> lineages;  // Those that hold it: they end with it.
-  std::weak_ptr<void> users;       // Of what a hook made: see `HookResult::use`.
+  int64_t length_class = 0;               // kLength
+  std::unordered_set<Lineage*> lineages;  // Those whose last influence it is: they end with it.
+  std::weak_ptr<void> users;              // Of what a hook made: see `HookResult::use`.
 
   bool changes_values() const { return kind == Kind::kOverlay || kind == Kind::kHook; }
   bool is_put() const { return changes_values() || kind == Kind::kGradient; }

@@ -17,8 +17,17 @@
 namespace glassformer {
 namespace {
 
+// A cell that must stay until what needs it has run.
+struct Use {
+  Family* family;
+  Cell* cell;
+  bool is_new;  // Empty before this evaluation.
+};
+
 // Rows of one cell that this evaluation computes.
 struct Item {
+  Item(Family& in, Lineage& under, Cell& filled) : family(&in), lineage(&under), cell(&filled) {}
+
   Family* family;
   Lineage* lineage;
   Cell* cell;
@@ -26,9 +35,7 @@ struct Item {
   const Step* step = nullptr;          // Null: the node's last own overlay is put onto what lies below it.
   const Influence* overlay = nullptr;  // That overlay.
   int64_t n_keys = 0;
-  int64_t uses_left = 0;  // By items of this evaluation that are still to run.
-  std::vector<Item*> sources;
-  bool held_before = false;  // The cell has rows that others may use without being counted.
+  std::vector<Use> uses;
 };
 
 at::Tensor with_keys(const at::Tensor& value, int64_t n_keys, float absent) {
@@ -46,9 +53,16 @@ class Evaluation {
   Evaluation(const std::vector<Request>& requests, const EvaluateOptions& options)
       : options_(options), graph_(requests.front().family->graph()), items_(graph_.nodes().size()) {
     for (const Request& request : requests)
-      demand(request.family, request.lineage, request.node, request.rows, nullptr);
+      demand(request.family, request.lineage, request.node, request.rows, callers_);
     if (options.keep_requested)
       for (const Request& request : requests) keep(request);
+  }
+
+  Evaluation(const Evaluation&) = delete;
+  ~Evaluation() {
+    for (const Items& items : items_)
+      for (const auto& [cell, item] : items) unpin(item.uses);
+    unpin(callers_);
   }
 
   void run() {
@@ -59,36 +73,34 @@ class Evaluation {
  private:
   using Items = std::map<Cell*, Item>;
 
+  static void unpin(const std::vector<Use>& uses) {
+    for (const Use& use : uses) use.family->shelf.unpin(*use.cell);
+  }
+
   void keep(const Request& request) {
-    for_each_part(request, [](Lineage& lineage, const Node& node, const RowSet&) { lineage.cell(node).keep = true; });
+    for_each_part(request, [&](Lineage& lineage, const Node& node, const RowSet&) {
+      request.family->shelf.keep(lineage.cell(node));
+    });
   }
 
   template <typename Visit>
   void for_each_part(const Request& request, const Visit& visit) {
     const Node& node = graph_.node(request.node);
-    for (const Span& span : request.family->lineages.spans(*request.lineage, request.node)) {
-      const RowSet part = request.rows.within(span.begin, span.end);
-      if (!part.empty()) visit(*span.lineage, node, part);
-    }
+    for (const Part& part : request.family->lineages.parts(*request.lineage, node, request.rows))
+      visit(*part.lineage, node, RowSet(part.rows.begin, part.rows.end));
   }
 
-  void demand(Family* family, Lineage* lineage, NodeId node, const RowSet& rows, Item* user) {
+  void demand(Family* family, Lineage* lineage, NodeId node, const RowSet& rows, std::vector<Use>& uses) {
     for_each_part({family, lineage, node, rows}, [&](Lineage& owner, const Node& which, const RowSet& part) {
       Cell& cell = owner.cell(which);
-      cell.last_use = family->evaluation;
+      if (!cell.kept()) {
+        family->shelf.pin(cell);
+        uses.push_back({family, &cell, cell.valid().empty()});
+      }
       const RowSet missing = part.without(cell.valid());
       if (missing.empty()) return;
-      Item& item =
-          items_[static_cast<size_t>(node)]
-              .try_emplace(&cell, Item{family, &owner, &cell, {}, nullptr, nullptr, 0, 0, {}, !cell.valid().empty()})
-              .first->second;
+      Item& item = items_[static_cast<size_t>(node)].try_emplace(&cell, Item(*family, owner, cell)).first->second;
       item.rows = item.rows.united(missing);
-      if (user != nullptr) {
-        ++item.uses_left;
-        user->sources.push_back(&item);
-      } else {
-        ++item.uses_left;  // The caller's own use, which outlasts the evaluation.
-      }
     });
   }
 
@@ -109,11 +121,11 @@ class Evaluation {
   }
 
   void plan(Item& item, const RowSet& rows, const Node& node) {
-    item.overlay = item.lineage->overlay_on(node.id);
-    if (item.overlay != nullptr) {
+    if (item.lineage->edits(node.id)) {
+      item.overlay = item.lineage->overlay_on(node.id);
       const Overlay& overlay = *item.overlay->edit->overlay;
       const RowSet below = replaces_rows(item, node) ? rows.without(overlay.rows()) : rows;
-      if (!below.empty()) demand(item.family, &beneath(item), node.id, below, &item);
+      if (!below.empty()) demand(item.family, &beneath(item), node.id, below, item.uses);
       return;
     }
     if (is_given(item, node)) return;
@@ -125,7 +137,7 @@ class Evaluation {
     for (const StepInput& input : item.step->inputs) {
       if (input.optional && is_default(item, input.node)) continue;
       demand(item.family, item.lineage, input.node, input.reach == Reach::kSameRow ? rows : RowSet(0, item.n_keys),
-             &item);
+             item.uses);
     }
   }
 
@@ -142,15 +154,10 @@ class Evaluation {
   }
 
   static bool is_default(const Item& item, NodeId node) {
-    return !item.family->mask_given && item.lineage->overlay_on(node) == nullptr;
+    return !item.family->mask_given && !item.lineage->edits(node);
   }
 
-  Lineage& beneath(const Item& item) {
-    std::vector<Influence> rest;
-    for (const Influence& influence : item.lineage->influences())
-      if (&influence != item.overlay) rest.push_back(influence);
-    return item.family->lineages.intern(std::move(rest));
-  }
+  Lineage& beneath(const Item& item) { return item.family->lineages.without(*item.lineage, *item.overlay); }
 
   void compute(NodeId id) {
     Items& items = items_[static_cast<size_t>(id)];
@@ -174,11 +181,8 @@ class Evaluation {
       } else {
         run_whole(node, group);
       }
-    const auto depth = [id](const Item* item) {
-      return std::count_if(item->lineage->influences().begin(), item->lineage->influences().end(),
-                           [id](const Influence& influence) { return influence.edit->node == id; });
-    };
-    std::sort(overlays.begin(), overlays.end(), [&](const Item* a, const Item* b) { return depth(a) < depth(b); });
+    std::sort(overlays.begin(), overlays.end(),
+              [](const Item* a, const Item* b) { return a->lineage->size() < b->lineage->size(); });
     for (Item* item : overlays) put_overlay(*item, node);
   }
 
@@ -186,7 +190,7 @@ class Evaluation {
     const Overlay& overlay = *item.overlay->edit->overlay;
     const RowSet covered = item.rows.without(item.rows.without(overlay.rows()));
     const RowSet untouched = item.rows.without(covered);
-    item.cell->keep = true;
+    item.family->shelf.keep(*item.cell);
     Lineage& below = beneath(item);
     if (!untouched.empty()) store(item, node, untouched, gather({item.family, &below, node.id, untouched}));
     if (!covered.empty()) {
@@ -281,33 +285,49 @@ class Evaluation {
   void finish(Item& item, const Node& node, const at::Tensor& value) {
     if (!node.is_input)
       item.family->rows_computed[static_cast<size_t>(node.id)] += item.family->batch * item.rows.count();
-    item.cell->keep = item.cell->keep || (item.family->keeps(node) && !may_drop(item));
-    store(item, node, item.rows, value);
+    if (item.family->keeps(node) && !may_drop(*item.lineage, *item.family)) item.family->shelf.keep(*item.cell);
+    // What stays must not hold the values of all traces that it was computed with.
+    const auto bytes = static_cast<size_t>(value.numel() * static_cast<int64_t>(value.element_size()));
+    const bool part_of_more = item.cell->kept() && value.storage().nbytes() > 2 * bytes;
+    store(item, node, item.rows, part_of_more ? value.clone() : value);
     release(item);
   }
 
-  bool may_drop(const Item& item) const { return options_.lean && item.lineage != &item.family->lineages.root(); }
+  bool may_drop(const Lineage& lineage, Family& family) const {
+    return options_.lean && &lineage != &family.lineages.root();
+  }
 
   static void store(const Item& item, const Node& node, const RowSet& rows, const at::Tensor& value) {
-    item.cell->insert(rows, value, node.attended);
-    if (!item.cell->keep) item.family->held_bytes += value.numel() * static_cast<int64_t>(value.element_size());
+    const bool growing = node.attended && item.cell->kept();
+    if (growing && item.cell->valid().empty() && rows.first() > 0) {
+      Lineage* before = item.family->lineages.alike_until(*item.lineage, node.id, rows.first() - 1);
+      const Cell* cell = before != nullptr ? before->known_cell(node.id) : nullptr;
+      if (cell != nullptr) item.cell->go_on_from(*cell, rows.first());
+    }
+    item.cell->insert(rows, value, growing);
+    item.family->shelf.update(*item.cell);
   }
 
   // After an item has run, what only it still needed may go.
   void release(Item& item) {
-    for (Item* source : item.sources) {
-      if (--source->uses_left > 0 || source->cell->keep || source->held_before) continue;
-      const bool over_budget = source->family->held_bytes > source->family->keep.budget_bytes;
-      const bool wanted = source->family->keep.what == Keep::What::kAll;
-      if (wanted || !(may_drop(*source) || over_budget || source->family->keep.what == Keep::What::kNeeded)) continue;
-      source->family->held_bytes -= source->cell->bytes();
-      source->cell->clear();
+    std::vector<Use> uses = std::move(item.uses);
+    item.uses.clear();
+    unpin(uses);
+    std::sort(uses.begin(), uses.end(), [](const Use& a, const Use& b) { return a.cell < b.cell; });
+    const auto same = [](const Use& a, const Use& b) { return a.cell == b.cell; };
+    uses.erase(std::unique(uses.begin(), uses.end(), same), uses.end());
+    for (const Use& use : uses) {
+      const Keep::What what = use.family->keep.what;
+      if (!use.is_new || use.cell->kept() || use.cell->pinned() || what == Keep::What::kAll) continue;
+      if (may_drop(use.cell->owner(), *use.family) || what == Keep::What::kNeeded) use.family->shelf.release(*use.cell);
     }
+    item.family->trim();
   }
 
   EvaluateOptions options_;
   const Graph& graph_;
   std::vector<Items> items_;
+  std::vector<Use> callers_;
 };
 
 // Marks families while their steps run: these may be users' code, which must not ask for what is being computed.
@@ -340,7 +360,6 @@ class Computing {
 
 void evaluate(const std::vector<Request>& requests, const EvaluateOptions& options) {
   if (requests.empty()) return;
-  for (const Request& request : requests) ++request.family->evaluation;
   {
     const Computing computing(requests);
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -352,19 +371,25 @@ void evaluate(const std::vector<Request>& requests, const EvaluateOptions& optio
 
 at::Tensor gather(const Request& request, int64_t n_keys) {
   const Node& node = request.family->graph().node(request.node);
-  const std::vector<Span>& spans = request.family->lineages.spans(*request.lineage, request.node);
+  const std::vector<Part> parts = request.family->lineages.parts(*request.lineage, node, request.rows);
   std::vector<at::Tensor> pieces;
-  for (const Interval& interval : request.rows.intervals())
-    for (const Span& span : spans) {
-      const Interval part{std::max(interval.begin, span.begin), std::min(interval.end, span.end)};
-      if (part.begin < part.end) span.lineage->cell(node).collect(part, pieces);
-    }
+  for (const Part& part : parts) part.lineage->cell(node).collect(part.rows, pieces);
   if (node.has_keys()) {
     if (n_keys < 0)
       for (const at::Tensor& piece : pieces) n_keys = std::max(n_keys, piece.size(3));
     for (at::Tensor& piece : pieces) piece = with_keys(piece, n_keys, node.absent);
   }
-  return joined(pieces, node.row_axis);
+  const at::Tensor value = joined(pieces, node.row_axis);
+  constexpr size_t kMany = 8;
+  if (pieces.size() >= kMany && node.attended && request.rows.contiguous()) {
+    // Those who go on from here find the rows side by side.
+    Lineage& owner = *parts.back().lineage;
+    Cell& last = owner.cell(node);
+    const bool is_whole = last.kept() && last.valid().without(request.rows).empty();
+    if (is_whole && request.family->lineages.alike_until(*request.lineage, node.id, request.rows.end() - 1) == &owner)
+      last.join(request.rows.intervals().front(), value);
+  }
+  return value;
 }
 
 int64_t first_difference(const at::Tensor& value, const at::Tensor& other, const RowSet& rows, int row_axis) {

@@ -1,7 +1,5 @@
 #include "glassformer/trace/family.h"
 
-#include <ATen/ops/cat.h>
-
 #include <algorithm>
 
 namespace glassformer {
@@ -25,31 +23,13 @@ bool Family::keeps(const Node& node) const { return node.attended || node.is_inp
 
 void Family::follow_weights() {
   if (hooks_running > 0 || !weights.update(*model)) return;
-  lineages.each_cell([&](NodeId node, Cell& cell) {
-    if (weights.epoch_of(node) != weights.epoch() || node == begin().source()) return;
-    if (!cell.keep) held_bytes -= cell.bytes();
-    const RowSet given = cell.valid().within(0, begin().given(node));
-    std::vector<at::Tensor> past;
-    for (const Interval& rows : given.intervals()) cell.collect(rows, past);
-    cell.clear();
-    if (!given.empty()) cell.insert(given, past.size() == 1 ? past.front() : at::cat(past, 1), true);
-  });
+  std::vector<bool> reached;
+  for (const Node& node : graph().nodes()) reached.push_back(weights.epoch_of(node.id) == weights.epoch());
+  lineages.drop_computed(reached);
 }
 
 void Family::trim() {
-  if (keep.what == Keep::What::kAll || held_bytes <= keep.budget_bytes) return;
-  std::vector<Cell*> loose;
-  lineages.each_cell([&](NodeId, Cell& cell) {
-    if (!cell.keep && !cell.valid().empty()) loose.push_back(&cell);
-  });
-  std::sort(loose.begin(), loose.end(), [](const Cell* a, const Cell* b) { return a->last_use < b->last_use; });
-  held_bytes = 0;
-  for (const Cell* cell : loose) held_bytes += cell->bytes();
-  for (Cell* cell : loose) {
-    if (held_bytes <= keep.budget_bytes) return;
-    held_bytes -= cell->bytes();
-    cell->clear();
-  }
+  if (keep.what != Keep::What::kAll) shelf.trim(keep.budget_bytes);
 }
 
 }  // namespace glassformer

@@ -22,6 +22,7 @@ struct Family {
 
   std::shared_ptr<const Model> model;
   int64_t batch = 1;
+  Shelf shelf;  // Outlives the lineages, whose cells stand on it.
   Lineages lineages;
   Keep keep;
   bool mask_given = false, positions_given = false;
@@ -32,9 +33,7 @@ struct Family {
   int hooks_running = 0;  // Of its traces.
 
   uint64_t next_edit = 1;
-  int64_t evaluation = 0;
   bool computing = false;              // While steps run.
-  int64_t held_bytes = 0;              // Of cells that may be released.
   std::vector<int64_t> rows_computed;  // For each node.
 
   const Graph& graph() const { return model->graph(); }

@@ -120,20 +120,25 @@ void settle_joint_hook(std::span<TraceState* const> traces, NodeId node) {
   const NodeId hooked = first->node;
   const Hook hook{first->hook->function, first->hook->options, joint};
   std::vector<Member> batch;
+  size_t shared = SIZE_MAX;  // How many segments all of them have results of.
   for (TraceState* trace : traces)
     for (Entry& entry : trace->entries) {
       if (!entry.edit->hook || entry.edit->hook->joint != joint) continue;
-      // What one of them changed is a new input for all.
-      if (entry.from) trace->forget_effects(hooked);
-      entry.from.reset();
-      trace->clear_results(entry);
       batch.push_back({trace, &entry, {}});
+      shared = std::min(shared, entry.results.size());
     }
   const Node& at = traces.front()->graph().node(hooked);
   require_whole_batch(batch, hook, at);
+  for (const Member& member : batch) {
+    // What one of them changed is a new input for all.
+    Entry& entry = *member.entry;
+    if (entry.from || entry.results.size() > shared) member.trace->forget_effects(hooked);
+    entry.from.reset();
+    member.trace->clear_results(entry, shared == 0 ? 0 : entry.results[shared - 1].end);
+  }
   for (std::vector<Member> members = next_segments(batch); !members.empty(); members = next_segments(batch)) {
     const std::vector<HookResult> results = results_of(members, *joint, hook, at);
-    for (size_t i = 0; i < members.size(); ++i) TraceState::add_result(*members[i].entry, results[i]);
+    for (size_t i = 0; i < members.size(); ++i) members[i].trace->add_result(*members[i].entry, results[i]);
   }
   for (const Member& member : batch) member.entry->from = 0;
 }

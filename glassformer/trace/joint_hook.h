@@ -15,11 +15,12 @@ struct HookSegment {
   Lineage* input = nullptr;  // What its value depends on,
   int64_t weight_epoch = 0;  // and with which weights.
 
-  HookKey key() const { return {weight_epoch, begin, end, input->key()}; }
+  HookKey key() const { return {weight_epoch, begin, end, input->id()}; }
 };
 
-/// The segments that a hook on `node` with these options is called on.
-std::vector<HookSegment> segments_of(const TraceState& trace, NodeId node, const HookOptions& options);
+/// The segments from position `done` on that a hook on `node` with these options is called on.
+std::vector<HookSegment> segments_of(const TraceState& trace, NodeId node, const HookOptions& options,
+                                     int64_t done = 0);
 /// Those of `entry`'s hook that it has no result for, each with what its value depends on.
 std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry);
 Request input_of(const TraceState& trace, NodeId node, const HookSegment& segment);

@@ -102,9 +102,7 @@ Entry Migration::moved(const Entry& entry, const Graph& from, TraceState& made) 
   const bool same_values = twins_[static_cast<size_t>(now.edit->node)] == entry.edit->node;
   if (!same_values && entry.edit->changes_values()) return now;  // What it changes must be found out anew.
   now.from = entry.from;
-  now.settled_under = entry.settled_under;
-  now.settled = entry.settled;
-  for (const HookResult& result : entry.results) TraceState::add_result(now, moved(result, from));
+  for (const HookResult& result : entry.results) made.add_result(now, moved(result, from));
   return now;
 }
 
@@ -115,6 +113,7 @@ std::shared_ptr<Edit> Migration::moved(const std::shared_ptr<Edit>& edit, const 
   now = std::make_shared<Edit>();
   const std::shared_ptr<Edit> made = now;  // The map may grow below.
   made->id = edit->id;
+  made->place = edit->place;
   made->kind = edit->kind;
   made->node = place_of(edit->node, from);
   made->first_row = edit->first_row;
@@ -125,7 +124,11 @@ std::shared_ptr<Edit> Migration::moved(const std::shared_ptr<Edit>& edit, const 
     made->made_from = edit->made_from;
     made->made_from_rows = edit->made_from_rows;
     // Under no lineage of the new family where values may differ: then the numbers are compared.
-    made->made_under = same_values ? edit->made_under : LineageKey{{0, 0}};
+    if (same_values) {
+      made->made_under = edit->made_under;
+    } else {
+      made->made_under = {{0, 0}};
+    }
     made->made_after = same_values ? edit->made_after : std::vector<uint64_t>{0};
     // Made from values of weights that have changed since: compared in any case.
     const bool same_weights = family_->weights.epoch_of(edit->node) <= edit->made_epoch;
@@ -134,7 +137,7 @@ std::shared_ptr<Edit> Migration::moved(const std::shared_ptr<Edit>& edit, const 
   made->gradient = edit->gradient;
   if (edit->hook) {
     made->hook.emplace(Hook{edit->hook->function, edit->hook->options, nullptr});
-    move_hook(*edit->hook, *made->hook, edit->node, same_values, from);
+    move_hook(*edit->hook, *made->hook, from);
   }
   return made;
 }
@@ -143,7 +146,7 @@ HookResult Migration::moved(const HookResult& result, const Graph& from) {
   return {result.begin, result.end, moved(result.overlay, from), result.from};
 }
 
-void Migration::move_hook(const Hook& hook, Hook& made, NodeId node, bool same_values, const Graph& from) {
+void Migration::move_hook(const Hook& hook, Hook& made, const Graph& from) {
   if (hook.joint) {
     std::shared_ptr<JointHook>& joint = joints_[hook.joint.get()];
     if (!joint) {
@@ -155,13 +158,6 @@ void Migration::move_hook(const Hook& hook, Hook& made, NodeId node, bool same_v
   }
   for (const auto& [hash, memory] : hook.calls)
     made.calls.emplace(hash, HookMemory{memory.input, moved(memory.result, from)});
-  if (same_values)
-    for (const auto& [key, result] : hook.by_lineage) {
-      HookKey now = key;
-      if (std::get<0>(now) != family_->weights.epoch_of(node)) continue;
-      std::get<0>(now) = 0;  // The new family's weights begin with it.
-      made.by_lineage.emplace(std::move(now), moved(result, from));
-    }
   for (const std::shared_ptr<Edit>& overlay : hook.made) made.made.push_back(moved(overlay, from));
 }
 
@@ -171,33 +167,35 @@ void Migration::move_values(const TraceState& trace, TraceState& made) {
   Lineages& old = trace.family->lineages;
   for (const Node& node : to_->graph().nodes()) {
     const NodeId twin = twins_[static_cast<size_t>(node.id)];
-    if (twin < 0) continue;
+    if (twin < 0 || trace.begin().first(twin) == Begin::kNever) continue;
     const Node& before = trace.graph().node(twin);
-    move_cell(old.root().cell(before), {0, trace.length}, old.root(), node, *made.family);
-    for (const Span& span : old.spans(trace.lineage_of(twin), twin))
-      move_cell(span.lineage->cell(before), {span.begin, std::min(span.end, trace.length)}, *span.lineage, node,
-                *made.family);
+    const RowSet rows(trace.begin().first(twin), trace.length);
+    move_cell(rows.intervals().front(), old.root(), before, node, *made.family);
+    for (const Part& part : old.parts(trace.lineage_of(twin), before, rows))
+      move_cell(part.rows, *part.lineage, before, node, *made.family);
   }
 }
 
-void Migration::move_cell(Cell& cell, Interval rows, const Lineage& lineage, const Node& node, Family& family) {
+void Migration::move_cell(Interval rows, const Lineage& lineage, const Node& before, const Node& node, Family& family) {
+  const Cell* cell = lineage.known_cell(before.id);
+  if (cell == nullptr) return;
   std::vector<Influence> influences;
   for (const Influence& influence : lineage.influences())
     influences.push_back({edits_.at(influence.edit).get(), influence.from});
   Cell& made = family.lineages.intern(std::move(influences)).cell(node);
-  made.keep = made.keep || cell.keep;
-  const RowSet missing = cell.valid().within(rows.begin, rows.end).without(made.valid());
+  if (cell->kept()) family.shelf.keep(made);
+  const RowSet missing = cell->valid().within(rows.begin, rows.end).without(made.valid());
   for (const Interval& part : missing.intervals()) {
     std::vector<at::Tensor> pieces;
-    cell.collect(part, pieces);
+    cell->collect(part, pieces);
     int64_t begin = part.begin;
     for (const at::Tensor& piece : pieces) {
       const int64_t end = begin + piece.size(node.row_axis);
       made.insert(RowSet(begin, end), piece);
-      if (!made.keep) family.held_bytes += piece.numel() * static_cast<int64_t>(piece.element_size());
       begin = end;
     }
   }
+  family.shelf.update(made);
 }
 
 }  // namespace glassformer

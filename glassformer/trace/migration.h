@@ -25,9 +25,9 @@ class Migration {
   Entry moved(const Entry& entry, const Graph& from, TraceState& made);
   std::shared_ptr<Edit> moved(const std::shared_ptr<Edit>& edit, const Graph& from);
   HookResult moved(const HookResult& result, const Graph& from);
-  void move_hook(const Hook& hook, Hook& made, NodeId node, bool same_values, const Graph& from);
+  void move_hook(const Hook& hook, Hook& made, const Graph& from);
   void move_values(const TraceState& trace, TraceState& made);
-  void move_cell(Cell& cell, Interval rows, const Lineage& lineage, const Node& node, Family& family);
+  void move_cell(Interval rows, const Lineage& lineage, const Node& before, const Node& node, Family& family);
 
   std::shared_ptr<const Model> to_;
   const Family* family_ = nullptr;  // Of the trace that is moved.

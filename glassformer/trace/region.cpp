@@ -6,7 +6,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/isfinite.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 
@@ -130,9 +129,13 @@ Overlay::Overlay(const Node& node, at::IntArrayRef shape, const Region& region, 
 
 void Overlay::look_for_later_keys() {
   if (!weighting_) return;
-  const at::Tensor base = at::full(shape_, absent_, value_.options());
-  const at::Tensor later = at::ones({shape_[2], shape_[3]}, value_.options().dtype(at::kBool)).triu(1);
-  sees_later_keys_ = (applied(base, RowSet(0, shape_[2])) != absent_).logical_and(later).any().item<bool>();
+  std::vector<int64_t> shape = shape_;  // Of its own rows only: a step of a generation has one.
+  shape[2] = rows_.count();
+  const at::TensorOptions longs = value_.options().dtype(at::kLong);
+  const at::Tensor queries = at::tensor(rows_.rows(), at::TensorOptions(at::kLong)).to(value_.device()).unsqueeze(1);
+  const at::Tensor later = at::arange(shape_[3], longs).gt(queries);
+  const at::Tensor weights = applied(at::full(shape, absent_, value_.options()), rows_);
+  sees_later_keys_ = (weights != absent_).logical_and(later).any().item<bool>();
 }
 
 Overlay Overlay::before(int64_t length) const {

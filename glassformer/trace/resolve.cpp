@@ -18,8 +18,9 @@ namespace glassformer {
 RowSet valid_rows(const Request& request) {
   const Node& node = request.family->graph().node(request.node);
   RowSet valid;
-  for (const Span& span : request.family->lineages.spans(*request.lineage, request.node))
-    valid = valid.united(span.lineage->cell(node).valid().within(span.begin, span.end));
+  for (const Part& part : request.family->lineages.parts(*request.lineage, node, request.rows))
+    if (const Cell* cell = part.lineage->known_cell(node.id); cell != nullptr)
+      valid = valid.united(cell->valid().within(part.rows.begin, part.rows.end));
   return valid;
 }
 
@@ -46,13 +47,20 @@ bool is_comparable(const Edit& edit, const Request& request) {
 }
 
 // What the numbers depend on that an overlay is compared with.
-LineageKey compared_under(const Request& request, const Edit& edit) {
+const Lineage& compared_under(const Request& request, const Edit& edit) {
   const int64_t end = std::max(request.rows.end(), edit.overlay->rows().end());
-  return request.family->lineages.before(*request.lineage, request.node, end).key();
+  return request.family->lineages.at(*request.lineage, request.node, end - 1);
 }
 
 bool is_settled(const Entry& entry, const Request& request) {
-  return entry.settled >= 0 && entry.settled_under == compared_under(request, *entry.edit);
+  return entry.settled >= 0 && entry.settled_under == compared_under(request, *entry.edit).id();
+}
+
+// Whether a derived edit was made from what it is compared with now.
+bool is_made_under(const Edit& edit, const Request& request) {
+  const std::vector<Influence> now = compared_under(request, edit).influences();
+  return std::equal(now.begin(), now.end(), edit.made_under.begin(), edit.made_under.end(),
+                    [](const Influence& a, const auto& b) { return a.edit->id == b.first && a.from == b.second; });
 }
 
 [[noreturn]] void refuse_other_weights(const TraceState& trace, const Edit& edit) {
@@ -89,17 +97,28 @@ bool is_settled(const Entry& entry, const Request& request) {
 // --- Which edits reach a node ----------------------------------------------------------------------------------------
 
 Lineage& TraceState::lineage_of(NodeId node, const Entry* before) const {
-  std::vector<Influence> influences;
-  for (const Entry& entry : entries) {
-    if (&entry == before) break;
-    if (!entry.from || !family->lineages.concerns(*entry.edit, node)) continue;
-    if (entry.edit->kind == Edit::Kind::kGradient) continue;
-    for (const HookResult& result : entry.results)
-      if (result.overlay && result.from != kNothing) influences.push_back({result.overlay.get(), result.from});
-    if (entry.edit->kind != Edit::Kind::kHook && *entry.from != kNothing)
-      influences.push_back({entry.edit.get(), *entry.from});
+  if (all_known == nullptr) {
+    std::vector<Influence> influences;
+    for (const Entry& entry : entries) {
+      for (const HookResult& result : entry.results)
+        if (result.overlay && result.from != kNothing) influences.push_back({result.overlay.get(), result.from});
+      if (entry.changes()) influences.push_back({entry.edit.get(), *entry.from});
+    }
+    all_known = &family->lineages.intern(std::move(influences));
   }
-  return family->lineages.intern(std::move(influences));
+  // Mostly `before` is the last edit of its node, and nothing known counts after it.
+  bool bounded = false;
+  for (const Entry* entry = before; entry != nullptr && entry != entries.data() + entries.size(); ++entry)
+    if (entry->edit->node != before->edit->node) {
+      break;
+    } else if (entry->changes() || !entry->results.empty()) {
+      bounded = true;
+    }
+  return family->lineages.restricted(*all_known, node, bounded ? before->edit->place : kAfterAll);
+}
+
+void TraceState::learn(Edit& edit, int64_t from) {
+  if (all_known != nullptr) all_known = &family->lineages.with(*all_known, {&edit, from});
 }
 
 Entry* TraceState::next_unresolved(NodeId node) {
@@ -108,30 +127,28 @@ Entry* TraceState::next_unresolved(NodeId node) {
   return nullptr;
 }
 
-std::vector<HookSegment> segments_of(const TraceState& trace, NodeId node, const HookOptions& options) {
+std::vector<HookSegment> segments_of(const TraceState& trace, NodeId node, const HookOptions& options, int64_t done) {
   const std::vector<int64_t>& wanted = options.segments;
   std::vector<HookSegment> found;
-  for (size_t i = 0; i < trace.segments.size(); ++i) {
+  const auto first = std::lower_bound(trace.segments.begin(), trace.segments.end(), done);
+  for (auto i = static_cast<size_t>(first - trace.segments.begin()); i < trace.segments.size(); ++i) {
     const auto number = static_cast<int64_t>(i);
     if (number < options.first_segment) continue;
     if (!wanted.empty() && std::count(wanted.begin(), wanted.end(), number) == 0) continue;
     const int64_t end = i + 1 < trace.segments.size() ? trace.segments[i + 1] : trace.length;
-    const int64_t first = std::max(trace.segments[i], trace.begin().first(node));
-    found.push_back({number, first, end, nullptr, trace.family->weights.epoch_of(node)});
+    const int64_t begin = std::max(trace.segments[i], trace.begin().first(node));
+    found.push_back({number, begin, end, nullptr, trace.family->weights.epoch_of(node)});
   }
   return found;
 }
 
 std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& entry) {
   const Edit& edit = *entry.edit;
-  std::vector<HookSegment> segments = segments_of(trace, edit.node, edit.hook->options);
-  std::erase_if(segments, [&](const HookSegment& segment) {
-    return std::any_of(entry.results.begin(), entry.results.end(), [&](const HookResult& result) {
-      return result.begin == segment.begin && result.end == segment.end;
-    });
-  });
+  // Segments get their results in order.
+  const int64_t done = entry.results.empty() ? 0 : entry.results.back().end;
+  std::vector<HookSegment> segments = segments_of(trace, edit.node, edit.hook->options, done);
   Lineage& input = trace.lineage_of(edit.node, &entry);
-  for (HookSegment& segment : segments) segment.input = &trace.family->lineages.before(input, edit.node, segment.end);
+  for (HookSegment& segment : segments) segment.input = &trace.family->lineages.at(input, edit.node, segment.end - 1);
   return segments;
 }
 
@@ -235,9 +252,10 @@ void TraceState::settle_overlay(Entry& entry) {
   const Edit& edit = *entry.edit;
   if (!is_settled(entry, request)) {
     entry.settled = effect_of(entry, request);
-    entry.settled_under = compared_under(request, edit);
+    entry.settled_under = compared_under(request, edit).id();
   }
   entry.from = entry.settled;
+  if (entry.changes()) learn(*entry.edit, *entry.from);
 }
 
 std::vector<uint64_t> TraceState::edits_before(NodeId node, const Entry* before) const {
@@ -258,8 +276,7 @@ int64_t TraceState::effect_of(const Entry& entry, const Request& request) const 
   at::Tensor present = gather(request, node.has_keys() ? edit.overlay->n_keys() : -1);
   if (edit.made_from.defined()) {
     const bool same_weights = family->weights.epoch_of(node.id) <= edit.made_epoch;
-    const bool same_edits =
-        edits_before(edit.node, &entry) == edit.made_after || compared_under(request, edit) == edit.made_under;
+    const bool same_edits = edits_before(edit.node, &entry) == edit.made_after || is_made_under(edit, request);
     const bool same =
         (same_weights && same_edits) || first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
     if (!same) refuse_derived(*this, entry);
@@ -487,7 +504,7 @@ void run_states(std::span<TraceState* const> traces, NodeId until) {
     resolve(those(traces, node, false), node);
     record(those(traces, node, true), node);
   }
-  read_states(traces, until, std::nullopt);
+  read_states(traces, until, std::nullopt, {.keep_values = true});
 }
 
 at::Tensor HookCall::read(std::string_view name) const {

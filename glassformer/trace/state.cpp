@@ -46,7 +46,7 @@ void TraceState::give(NodeId node, int64_t first, const at::Tensor& value) {
     if (entry.edit->kind == Edit::Kind::kTokens) tokens_only.push_back({entry.edit.get(), entry.edit->first_row});
   if (node != begin().source()) tokens_only.clear();
   Cell& cell = family->lineages.intern(std::move(tokens_only)).cell(graph().node(node));
-  cell.keep = true;
+  family->shelf.keep(cell);
   const RowSet missing = RowSet(first, first + value.size(1)).without(cell.valid());  // A fork may have been here.
   for (const Interval& part : missing.intervals())
     cell.insert(RowSet(part.begin, part.end), value.narrow(1, part.begin - first, part.end - part.begin), true);
@@ -129,11 +129,13 @@ void TraceState::cut_edits(int64_t to_length) {
       cut->overlay = edit.overlay->before(to_length);
       cut_source(*cut, edit, graph().node(edit.node), to_length);
       cut->id = family->next_edit++;
+      cut->place = edit.place;
       kept.push_back({std::move(cut)});
     }
     if (entry.edit.use_count() == 1) ended.push_back(entry.edit);
   }
   entries = std::move(kept);
+  all_known = nullptr;
   for (NodeId node : changed) forget_effects(node);
   for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
 }
@@ -150,6 +152,7 @@ void TraceState::update_length_class() {
   if (held != entries.end()) {
     if (held->edit.use_count() == 1) family->lineages.forget(*held->edit);
     entries.erase(held);
+    all_known = nullptr;
   }
   forget_effects(graph().positions());
   if (length_now == first) return;
@@ -157,6 +160,7 @@ void TraceState::update_length_class() {
   std::shared_ptr<Edit> edit = known.lock();
   if (edit) {
     entries.insert(place_of(entries, *edit), {edit, 0, {}});
+    learn(*edit, 0);
     return;
   }
   edit = std::make_shared<Edit>();
@@ -178,13 +182,17 @@ void TraceState::begin_editing() {
 
 void TraceState::insert(std::shared_ptr<Edit> edit, const at::Tensor& held) {
   edit->id = family->next_edit++;
+  edit->place = {edit->id, 0};
   const NodeId node = edit->node;
+  const int64_t first_row = edit->first_row;
   std::optional<int64_t> from;
-  if (!edit->changes_values()) from = edit->first_row;
+  const bool is_known = !edit->changes_values();
+  if (is_known) from = first_row;
+  if (is_known && edit->kind != Edit::Kind::kGradient) learn(*edit, first_row);
   detach_live(node, str("an edit of ", graph().node(node).name), held);
   const auto place = place_of(entries, *edit);
   entries.insert(place, {std::move(edit), from, {}});
-  forget_effects(node);
+  forget_effects(node, first_row);
 }
 
 size_t TraceState::n_edits(NodeId node) const {
@@ -217,13 +225,35 @@ void TraceState::add_hook(NodeId node, Hook hook) {
   add(std::move(edit));
 }
 
-void TraceState::forget_effects(NodeId node) {
+void TraceState::forget_effects(NodeId node, int64_t first_row) {
   tape.forget_after(begin(), node);
+  if (first_row > 0 && (first_row < family->lineages.keys_ahead() || may_look_ahead())) first_row = 0;
   for (Entry& entry : entries)
-    if (entry.edit->changes_values() && begin().reaches(node, entry.edit->node)) {
-      entry.from.reset();
-      clear_results(entry);
-    }
+    if (entry.edit->changes_values() && begin().reaches(node, entry.edit->node)) forget_effect(entry, first_row);
+}
+
+void TraceState::forget_effect(Entry& entry, int64_t first_row) {
+  if (entry.edit->kind == Edit::Kind::kHook) {
+    entry.from.reset();
+    clear_results(entry, first_row);
+    return;
+  }
+  const bool is_before = entry.edit->overlay->rows().end() <= first_row;
+  if (is_before && (entry.edit->made_from_rows.empty() || entry.edit->made_from_rows.end() <= first_row)) return;
+  if (entry.changes()) all_known = nullptr;
+  entry.from.reset();
+}
+
+bool TraceState::may_look_ahead() const {
+  const auto looks = [](const std::shared_ptr<Edit>& edit) {
+    return edit && edit->overlay && edit->overlay->sees_later_keys();
+  };
+  return std::any_of(entries.begin(), entries.end(), [&](const Entry& entry) {
+    const bool is_waiting = entry.edit->hook && !entry.from && graph().node(entry.edit->node).is_weighting();
+    return is_waiting || looks(entry.edit) ||
+           std::any_of(entry.results.begin(), entry.results.end(),
+                       [&](const HookResult& result) { return looks(result.overlay); });
+  });
 }
 
 void TraceState::follow_weights() {
@@ -234,6 +264,7 @@ void TraceState::follow_weights() {
   std::erase_if(tape.values, [&](const auto& taped) { return is_reached(taped.first); });
   for (LiveValue& value : live)
     if (is_reached(value.node) && value.detached.empty()) value.detached = "a weight changed";
+  all_known = nullptr;
   for (Entry& entry : entries) {
     const int64_t epoch = family->weights.epoch_of(entry.edit->node);
     if (!entry.edit->changes_values() || epoch <= weight_epoch) continue;
@@ -251,16 +282,22 @@ void TraceState::add_result(Entry& entry, HookResult result) {
   if (result.overlay) {
     result.use = result.overlay->users.lock();
     if (!result.use) result.overlay->users = result.use = std::make_shared<char>();
+    result.overlay->place = {entry.edit->place.first, result.overlay->id};
+    if (result.from != kNothing) learn(*result.overlay, result.from);
   }
   entry.results.push_back(std::move(result));
 }
 
-void TraceState::clear_results(Entry& entry) {
-  const std::vector<HookResult> results = std::move(entry.results);
-  entry.results.clear();
-  // The hook remembers what it made; the values that depend on it may go once no trace has it.
-  for (const HookResult& result : results)
-    if (result.overlay && result.use.use_count() == 1) family->lineages.forget(*result.overlay);
+void TraceState::clear_results(Entry& entry, int64_t from) {
+  const auto first = std::find_if(entry.results.begin(), entry.results.end(),
+                                  [from](const HookResult& result) { return result.end > from; });
+  if (first == entry.results.end()) return;
+  const std::vector<HookResult> dropped(std::make_move_iterator(first), std::make_move_iterator(entry.results.end()));
+  entry.results.erase(first, entry.results.end());
+  all_known = nullptr;
+  // The hook remembers what it made; the values that depend on it may go until a trace has it again.
+  for (const HookResult& result : dropped)
+    if (result.overlay && result.use.use_count() == 1) family->lineages.empty(*result.overlay);
 }
 
 void TraceState::drop(NodeId node) {
@@ -270,6 +307,7 @@ void TraceState::drop(NodeId node) {
     if (dropped(entry) && entry.edit.use_count() == 1) ended.push_back(entry.edit);
   if (std::erase_if(entries, dropped) > 0) detach_live(node, "edits of " + graph().node(node).name + " were dropped");
   tape.strip(node);
+  all_known = nullptr;
   forget_effects(node);
   for (const std::shared_ptr<Edit>& edit : ended) family->lineages.forget(*edit);
 }

@@ -25,19 +25,25 @@ struct Entry {
   std::shared_ptr<Edit> edit;
   std::optional<int64_t> from = {};      // Once known: the first position that it changes, or `kNothing`.
   std::vector<HookResult> results = {};  // Of a hook: what it made of the segments, as far as it was called.
-  LineageKey settled_under = {};         // What it was compared with when `from` was found out last,
+  uint64_t settled_under = 0;            // What it was compared with when `from` was found out last,
   int64_t settled = -1;                  // and what came out; -1: never.
+
+  /// Whether it is known to change something; what a hook changes are its results' overlays.
+  bool changes() const {
+    return from && *from != kNothing && edit->kind != Edit::Kind::kHook && edit->kind != Edit::Kind::kGradient;
+  }
 };
 
 struct TraceState {
   std::shared_ptr<Family> family;
   std::shared_ptr<Stem> stem;
   int64_t length = 0;
-  std::vector<int64_t> segments;  // Where the prompt and each append begin.
-  std::vector<Entry> entries;     // In the order in which they count: by node, then as made.
-  NodeId in_hook = -1;            // While a hook runs: its node.
-  int64_t weight_epoch = 0;       // Of the family's weights, when what `entries` change was found out.
-  bool tracked = false;           // Every value carries a graph while gradients are on.
+  std::vector<int64_t> segments;         // Where the prompt and each append begin.
+  std::vector<Entry> entries;            // In the order in which they count: by node, then as made.
+  NodeId in_hook = -1;                   // While a hook runs: its node.
+  mutable Lineage* all_known = nullptr;  // All that is known to change something; null: to be put together again.
+  int64_t weight_epoch = 0;              // Of the family's weights, when what `entries` change was found out.
+  bool tracked = false;                  // Every value carries a graph while gradients are on.
   Tape tape;
   std::vector<LiveValue> live;
 
@@ -74,12 +80,16 @@ struct TraceState {
   void add_hook(NodeId node, Hook hook);
   void add_gradient_function(NodeId node, GradientFunction function);
   void drop(NodeId node);
-  /// What edits after `node` change must be found out again.
-  void forget_effects(NodeId node);
-  /// The same for what changed weights reach. Everything that computes begins with this.
+  /// What edits after `node` change must be found out again, where an edit of it from `first_row` on may matter.
+  void forget_effects(NodeId node, int64_t first_row = 0);
+  void forget_effect(Entry& entry, int64_t first_row);
+  /// What changed weights reach must be found out again. Everything that computes begins with this.
   void follow_weights();
-  static void add_result(Entry& entry, HookResult result);
-  void clear_results(Entry& entry);
+  /// Whether a query may see keys after it, now or once all hooks are called.
+  bool may_look_ahead() const;
+  void add_result(Entry& entry, HookResult result);
+  /// Drops what a hook made of segments that go on after `from`.
+  void clear_results(Entry& entry, int64_t from = 0);
   at::ScalarType dtype_of(const Node& node) const;
   std::shared_ptr<Edit> make_overlay(const Node& node, const at::Tensor& value, const Region& region,
                                      int64_t length) const;
@@ -90,6 +100,8 @@ struct TraceState {
   /// The ids of the edits before an entry that can change `node`.
   std::vector<uint64_t> edits_before(NodeId node, const Entry* before = nullptr) const;
   bool has_hooks() const;
+  /// That an edit changes something from this position on.
+  void learn(Edit& edit, int64_t from);
   /// The first edit that may change `node` and whose effect is not known.
   Entry* next_unresolved(NodeId node);
   /// What must be computed to find out the effect of an edit.

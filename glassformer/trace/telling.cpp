@@ -23,11 +23,11 @@ std::string state_of(TraceState& trace, NodeId id) {
   if (trace.next_unresolved(id) != nullptr) return "stale";
   Lineage& lineage = trace.lineage_of(id);
   const int64_t first = trace.begin().first(id), length = trace.length - first;
-  const int64_t rows = valid_rows({trace.family.get(), &lineage, id, {}}).within(first, trace.length).count();
+  const int64_t rows = valid_rows({trace.family.get(), &lineage, id, RowSet(first, trace.length)}).count();
   std::string state = rows == length ? "computed"
                       : rows == 0    ? "not computed"
                                      : str("computed at ", rows, " of ", length, " positions");
-  if (lineage.overlay_on(id) != nullptr) state += ", edited";
+  if (lineage.edits(id)) state += ", edited";
   return state;
 }
 

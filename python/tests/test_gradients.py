@@ -427,5 +427,3 @@ def test_weights_that_learn_change_what_is_computed():
         loss.backward()
         optimiser.step()
     assert losses[0] > losses[1] > losses[2]
-
-

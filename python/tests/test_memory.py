@@ -1,4 +1,5 @@
-"""Weights lie where the file is mapped, and a model costs no second copy of them."""
+"""Weights lie where the file is mapped, and a model costs no second copy of them. Values stay within a budget; what was
+used last stays longest."""
 
 import json
 import struct
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_gguf_llama import write
-from tiny_models import make_model
+from tiny_models import make_model, random_tokens
 
 import glassformer
 
@@ -100,3 +101,44 @@ def test_a_model_costs_its_file_once(tmp_path):
     assert 0.9 * file < peak < 1.25 * file + 16, f"peak of {peak:.0f} MB for a file of {file:.0f} MB"
     with torch.no_grad():
         assert np.isclose(total, reference(torch.tensor([[1, 2, 3]])).logits.abs().sum().item(), rtol=1e-3)
+
+
+# Reading many nodes one by one, counted in rows computed. In one pass each node is computed once.
+
+N_LAYERS, LENGTH = 12, 64
+
+
+@pytest.fixture(scope="module")
+def deep():
+    return glassformer.load(make_model("llama_grouped", num_hidden_layers=N_LAYERS, max_position_embeddings=LENGTH))
+
+
+def rows_one_by_one(model, names, budget, keep="budget"):
+    """The rows of all nodes together, and the values."""
+    trace = model.trace(random_tokens(1, LENGTH), budget_bytes=budget, keep=keep)
+    values = [trace[name] for name in names]
+    return sum(trace.work().values()), values
+
+
+@pytest.mark.parametrize("node", ["z", "v", "mlp_out", "resid_post", "pattern"])
+def test_one_by_one_costs_about_one_pass_at_any_budget(deep, node):
+    stream = LENGTH * deep.config.d_model * 4  # Bytes of one node of the residual stream; a block has about 20.
+    names = [(node, layer) for layer in range(N_LAYERS)]
+    one_pass, expected = rows_one_by_one(deep, names, 0)
+    for budget in (stream, 4 * stream, 16 * stream):
+        rows, values = rows_one_by_one(deep, names, budget)
+        assert rows < 1.5 * one_pass, budget
+        assert all(torch.equal(value, other) for value, other in zip(values, expected, strict=True))
+    assert rows_one_by_one(deep, names, stream, keep="all")[0] == one_pass
+
+
+@pytest.mark.parametrize("node", ["z", "mlp_out", "pattern"])
+def test_backwards_begins_at_the_blocks_that_the_budget_holds(deep, node):
+    """The last layer first: each read needs its own block only, while the budget holds what starts the blocks."""
+    stream = LENGTH * deep.config.d_model * 4
+    names = [(node, layer) for layer in reversed(range(N_LAYERS))]
+    one_pass, _ = rows_one_by_one(deep, names, 0)
+    assert rows_one_by_one(deep, names, (N_LAYERS + 1) * stream)[0] < 2 * one_pass
+    assert rows_one_by_one(deep, names, N_LAYERS // 3 * stream)[0] < 3 * one_pass
+    assert rows_one_by_one(deep, names, stream)[0] > 4 * one_pass  # One block's start is not enough.
+    assert rows_one_by_one(deep, names, stream, keep="all")[0] == one_pass

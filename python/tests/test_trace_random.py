@@ -147,6 +147,8 @@ class Session:
         self.log = []
         self.start()
 
+    most_appended = 3
+
     def start(self):
         batch, length = self.random.choice([1, 1, 2]), self.random.randint(1, self.longest // 2)
         tokens = self.some_tokens(batch, length)
@@ -393,7 +395,7 @@ class Session:
         )
 
     def append(self, index, pair):
-        count = self.random.randint(1, 3)
+        count = self.random.randint(1, self.most_appended)
         if pair.trace.length + count > self.longest:
             return
         tokens = self.some_tokens(pair.tokens.shape[0], count)
