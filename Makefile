@@ -63,6 +63,12 @@ sanitize: build/sanitize/build.ninja  ## the C++ tests under the address and und
 	@cmake --build --preset sanitize
 	ctest --test-dir build/sanitize --verbose
 
+.PHONY: sanitize-threads
+sanitize-threads: build/sanitize-threads/build.ninja  ## the C++ tests under the thread sanitizer
+	@echo "building the tests with the thread sanitizer"
+	@cmake --build --preset sanitize-threads
+	OMP_NUM_THREADS=1 TSAN_OPTIONS="suppressions=tests/thread_sanitizer.supp" build/sanitize-threads/tests/glassformer_tests
+
 .PHONY: fuzz
 fuzz: build/sanitize/build.ninja  ## feed damaged model files to the readers, under sanitizers
 	@echo "building the fuzzer with sanitizers"

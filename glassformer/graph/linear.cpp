@@ -11,7 +11,8 @@
 // With one to four rows a product is bound by reading the weight once, and the BLAS that torch calls stays far below
 // that (it packs the weight for each call). These loops read every weight once, in order, for all rows together.
 // Vectors of 16 floats are compiled for AVX-512, AVX2 and the baseline; the machine picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
 #define GLASSFORMER_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define GLASSFORMER_CLONES

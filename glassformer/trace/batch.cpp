@@ -90,6 +90,8 @@ void Batch::hook(std::string_view name, const HookFunction& function, const Hook
   const NodeId node = model().graph().find(name);
   const auto joint = std::make_shared<JointHook>();
   joint->size = traces_.size();
+  std::vector<std::unique_ptr<InUse>> in_use;
+  for (Trace& trace : traces_) in_use.push_back(std::make_unique<InUse>(*trace.state_->family));
   for (Trace& trace : traces_) trace.state_->begin_editing();  // All of them or none.
   for (Trace& trace : traces_) trace.state_->add_hook(node, {function, options, joint});
 }

@@ -3,7 +3,10 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <thread>
+#include <vector>
 
 #include "glassformer/graph/model.h"
 #include "glassformer/trace/lineage.h"
@@ -18,6 +21,14 @@ struct Keep {
 };
 
 struct Family {
+  /// Who is inside: see `InUse`.
+  struct Use {
+    std::mutex mutex;
+    std::thread::id thread;
+    int depth = 0;
+    std::vector<std::vector<Entry>> ended;  // Of traces that ended while somebody was inside.
+  };
+
   Family(std::shared_ptr<const Model> owner, int64_t n_batch, Begin begin);
 
   std::shared_ptr<const Model> model;
@@ -32,6 +43,7 @@ struct Family {
   WeightWatch weights;
   int hooks_running = 0;  // Of its traces.
 
+  Use use;
   uint64_t next_edit = 1;
   bool computing = false;              // While steps run.
   std::vector<int64_t> rows_computed;  // For each node.
@@ -46,6 +58,24 @@ struct Family {
   void trim();
   /// Whether cells of this node stay for good.
   bool keeps(const Node& node) const;
+  /// A trace has ended that had these edits: what nobody else depends on goes, at once or when the family is free.
+  void end(std::vector<Entry> entries);
+
+ private:
+  friend class InUse;
+  void drop(const std::vector<Entry>& entries);
+};
+
+/// A thread inside a family; `OrderError` where another one is. Traces may end on any thread at any time.
+class InUse {
+ public:
+  explicit InUse(Family& family);
+  ~InUse();
+  InUse(const InUse&) = delete;
+  InUse& operator=(const InUse&) = delete;
+
+ private:
+  Family& family_;
 };
 
 }  // namespace glassformer

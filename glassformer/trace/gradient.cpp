@@ -152,6 +152,7 @@ std::vector<at::Tensor> Trace::grad(const at::Tensor& scalar, const std::vector<
     throw InputError(
         "grad: the scalar carries no graph: make it from values that were read while the trace (or a weight) required "
         "grad and gradients were on");
+  const InUse in_use(*state_->family);
   Differentiation differentiation(*state_);
   for (const std::string& name : names) differentiation.add(name);
   return differentiation.run(scalar, allow_unused);

@@ -401,6 +401,14 @@ size_t traces_at_once(const Model& model, int64_t rows_each, NodeId node) {
   return static_cast<size_t>(std::max<int64_t>(1, kBytes / each));
 }
 
+std::vector<std::unique_ptr<InUse>> enter(std::span<TraceState* const> traces) {
+  std::set<Family*> families;
+  std::vector<std::unique_ptr<InUse>> in_use;
+  for (const TraceState* trace : traces)
+    if (families.insert(trace->family.get()).second) in_use.push_back(std::make_unique<InUse>(*trace->family));
+  return in_use;
+}
+
 void check_reading(std::span<TraceState* const> traces, NodeId node) {
   for (const TraceState* trace : traces) {
     const Model& model = *trace->family->model;
@@ -475,6 +483,7 @@ void find_hooks_graphs(std::span<TraceState* const> traces, NodeId node) {
 std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
                                     const ReadAllOptions& options) {
   if (traces.empty()) return {};
+  const std::vector<std::unique_ptr<InUse>> in_use = enter(traces);
   check_reading(traces, node);
   if (positions && positions->empty()) throw InputError("no positions to read");
   for (TraceState* trace : traces) trace->follow_weights();
@@ -494,6 +503,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
 }
 
 void run_states(std::span<TraceState* const> traces, NodeId until) {
+  const std::vector<std::unique_ptr<InUse>> in_use = enter(traces);
   for (TraceState* trace : traces) trace->follow_weights();
   std::set<NodeId> hooked;
   for (const TraceState* trace : traces)

@@ -33,9 +33,7 @@ void cut_source(Edit& cut, const Edit& edit, const Node& node, int64_t length) {
 }  // namespace
 
 TraceState::~TraceState() {
-  for (Entry& entry : entries) clear_results(entry);
-  for (Entry& entry : entries)
-    if (entry.edit.use_count() == 1) family->lineages.forget(*entry.edit);
+  if (family) family->end(std::move(entries));
 }
 
 // --- Giving ----------------------------------------------------------------------------------------------------------

@@ -18,22 +18,6 @@ struct Stem {
   int64_t length = 0;
 };
 
-constexpr int64_t kNothing = INT64_MAX;  // The first position that an edit without effect changes.
-
-/// An edit as one trace has it.
-struct Entry {
-  std::shared_ptr<Edit> edit;
-  std::optional<int64_t> from = {};      // Once known: the first position that it changes, or `kNothing`.
-  std::vector<HookResult> results = {};  // Of a hook: what it made of the segments, as far as it was called.
-  uint64_t settled_under = 0;            // What it was compared with when `from` was found out last,
-  int64_t settled = -1;                  // and what came out; -1: never.
-
-  /// Whether it is known to change something; what a hook changes are its results' overlays.
-  bool changes() const {
-    return from && *from != kNothing && edit->kind != Edit::Kind::kHook && edit->kind != Edit::Kind::kGradient;
-  }
-};
-
 struct TraceState {
   std::shared_ptr<Family> family;
   std::shared_ptr<Stem> stem;

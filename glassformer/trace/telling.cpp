@@ -8,6 +8,7 @@
 namespace glassformer {
 
 std::vector<std::string> Trace::edited() const {
+  const InUse in_use(*state_->family);
   state_->collect_live();
   std::vector<std::string> names;
   for (const Entry& entry : state_->entries) {
@@ -34,6 +35,7 @@ std::string state_of(TraceState& trace, NodeId id) {
 }  // namespace
 
 std::string Trace::explain(std::string_view name) {
+  const InUse in_use(*state_->family);
   state_->follow_weights();
   const Graph& graph = model().graph();
   const Node& node = graph.node(graph.find(name));

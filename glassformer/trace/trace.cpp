@@ -41,6 +41,7 @@ int64_t Trace::n_segments() const { return static_cast<int64_t>(state_->segments
 at::Tensor Trace::tokens() { return read("hook_tokens"); }
 
 Trace Trace::fork() const {
+  const InUse in_use(*state_->family);
   state_->collect_live();
   auto other = std::make_unique<TraceState>(*state_);
   other->in_hook = -1;
@@ -50,6 +51,7 @@ Trace Trace::fork() const {
 }
 
 Trace Trace::fork(const std::shared_ptr<const Model>& extended) const {
+  const InUse in_use(*state_->family);
   if (extended == state_->family->model) return fork();
   state_->follow_weights();
   return Trace(Migration(extended).moved(*state_));
@@ -64,13 +66,20 @@ Past Trace::past() {
   return past;
 }
 
-void Trace::append(const at::Tensor& given) { state_->append(given); }
+void Trace::append(const at::Tensor& given) {
+  const InUse in_use(*state_->family);
+  state_->append(given);
+}
 
-void Trace::truncate(int64_t to_length) { state_->truncate(to_length); }
+void Trace::truncate(int64_t to_length) {
+  const InUse in_use(*state_->family);
+  state_->truncate(to_length);
+}
 
 // --- Edits -----------------------------------------------------------------------------------------------------------
 
 void Trace::set(std::string_view name, const at::Tensor& value, const Region& region) {
+  const InUse in_use(*state_->family);
   state_->begin_editing();
   const Node& node = model().graph().node(model().graph().find(name));
   state_->begin().require(node.id);
@@ -85,6 +94,7 @@ void Trace::set(std::string_view name, const at::Tensor& value, const Region& re
 }
 
 void Trace::edit(std::string_view name, const std::function<at::Tensor(const at::Tensor& value)>& change) {
+  const InUse in_use(*state_->family);
   state_->begin_editing();
   const Node& node = model().graph().node(model().graph().find(name));
   const at::Tensor present = read(name);
@@ -94,14 +104,17 @@ void Trace::edit(std::string_view name, const std::function<at::Tensor(const at:
 }
 
 void Trace::hook(std::string_view name, HookFunction function, const HookOptions& options) {
+  const InUse in_use(*state_->family);
   state_->add_hook(model().graph().find(name), {std::move(function), options, nullptr});
 }
 
 void Trace::hook_gradient(std::string_view name, GradientFunction function) {
+  const InUse in_use(*state_->family);
   state_->add_gradient_function(model().graph().find(name), std::move(function));
 }
 
 void Trace::require_grad(bool on) {
+  const InUse in_use(*state_->family);
   state_->collect_live();
   if (state_->tracked != on) state_->tape.clear();
   state_->tracked = on;
@@ -110,17 +123,23 @@ void Trace::require_grad(bool on) {
 bool Trace::requires_grad() const { return state_->tracked; }
 
 at::Tensor Trace::hand_out(std::string_view name, const Positions& positions) {
+  const InUse in_use(*state_->family);
   return state_->hand_out(model().graph().find(name), positions);
 }
 
-void Trace::collect() { state_->collect_live(); }
+void Trace::collect() {
+  const InUse in_use(*state_->family);
+  state_->collect_live();
+}
 
 void Trace::let_go() {
+  const InUse in_use(*state_->family);
   state_->collect_live();
   state_->live.clear();
 }
 
 bool Trace::assigned(const at::Tensor& held, const Region& region, const at::Tensor& numbers, const at::Tensor& value) {
+  const InUse in_use(*state_->family);
   return state_->assigned(held, region, numbers, value);
 }
 
@@ -130,6 +149,7 @@ void Trace::run(std::string_view until) {
 }
 
 void Trace::unset(std::string_view name) {
+  const InUse in_use(*state_->family);
   state_->begin_editing();
   state_->drop(model().graph().find(name));
 }

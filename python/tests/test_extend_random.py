@@ -52,7 +52,7 @@ class SplicedOracle(oracle.Oracle):
 @functools.cache
 def spliced_subject(name):
     kind, splices = name.split("+")
-    plain = subject(kind)
+    plain = subject.__wrapped__(kind)  # Its own: the sessions change its weights.
     judge = SplicedOracle(plain.reference)
     judge.splices, judge.autoencoders = SPLICES[splices], {}
     model = plain.model
