@@ -81,6 +81,23 @@ void put(at::Tensor target, const std::vector<std::optional<std::vector<int64_t>
 
 }  // namespace
 
+void require_plain(const at::Tensor& value, const std::string& name) {
+  const char* found = nullptr;
+  if (!value.defined()) {
+    found = "nothing";
+  } else if (value.layout() != at::kStrided) {
+    found = "a sparse one";
+  } else if (value.key_set().has_any(
+                 c10::DispatchKeySet({at::DispatchKey::FuncTorchBatched, at::DispatchKey::FuncTorchGradWrapper}))) {
+    found = "one of a functorch transform (vmap, grad)";
+  } else if (value.key_set().has(at::DispatchKey::Python)) {
+    found = "one of a class that stands in for torch's, as fake tensors do";
+  } else if (value.is_meta()) {
+    found = "one without numbers (meta)";
+  }
+  if (found != nullptr) throw InputError(str(name, ": a value must be a dense tensor; found ", found));
+}
+
 Region Region::where(at::Tensor mask) {
   Region region;
   region.mask_ = std::move(mask);
@@ -122,7 +139,7 @@ Overlay::Overlay(const Node& node, at::IntArrayRef shape, const Region& region, 
   } else {
     dropped = read_axes(node, region);
   }
-  if (value.is_sparse() || !value.defined()) throw InputError(node.name + ": a value must be a dense tensor");
+  require_plain(value, node.name);
   read_value(value.to(at::TensorOptions(device).dtype(dtype), false, true), dropped, node.name);
   look_for_later_keys();
 }

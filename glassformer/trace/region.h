@@ -11,6 +11,9 @@
 
 namespace glassformer {
 
+/// `InputError` that names what is wrong with a value that users give: one without numbers of its own.
+void require_plain(const at::Tensor& value, const std::string& name);
+
 /// A product of index sets over a node's axes, or a mask. `Region()` is the whole node.
 /// `Region().at("head", {5})` is head 5 at every position; several calls narrow further axes.
 class Region {

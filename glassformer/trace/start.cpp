@@ -57,7 +57,8 @@ std::unique_ptr<TraceState> TraceState::started(std::shared_ptr<const Model> mod
   family.keep.what = static_cast<Keep::What>(options.keep);
   if (options.budget_bytes > 0) family.keep.budget_bytes = options.budget_bytes;
   if (n_past > 0) state->give_past(options.past);
-  state->give(family.begin().source(), n_past, value);
+  state->give(family.begin().source(), n_past, value.detach());
+  if (value.requires_grad()) state->given_with_graph = value;
   state->length = n_past + value.size(1);
   if (options.attention_mask.defined()) state->give_mask(options.attention_mask);
   if (options.positions.defined()) state->give_positions(options.positions);
@@ -90,7 +91,7 @@ at::Tensor TraceState::as_tokens(const at::Tensor& given) const {
 
 at::Tensor TraceState::as_value(const at::Tensor& given) const {
   const Node& node = graph().node(begin().source());
-  if (!given.defined() || given.is_sparse()) throw InputError(node.name + ": a value must be a dense tensor");
+  require_plain(given, node.name);
   if (!given.is_floating_point())
     throw InputError(str("the trace begins at ", node.name, " and takes its values ('", shape_words(node),
                          "'), no tokens; found ", c10::toString(given.scalar_type())));
@@ -104,7 +105,7 @@ at::Tensor TraceState::as_value(const at::Tensor& given) const {
                          shape_text(shape_of(node, 1)), " for one position; found ", shape_text(given.sizes())));
   if (value.size(1) == 0) throw InputError(node.name + ": no positions given");
   const at::TensorOptions like(family->model->weights().device());
-  return value.detach().to(like.dtype(dtype_of(node)), false, true).contiguous();
+  return value.to(like.dtype(dtype_of(node)), false, true).contiguous();
 }
 
 void TraceState::give_mask(const at::Tensor& mask) {

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/ones.h>
 
 #include <algorithm>
@@ -61,7 +62,13 @@ void TraceState::append(const at::Tensor& given) {
     add(std::move(branch));
     stem = std::make_shared<Stem>();
   }
-  give(begin().source(), length, value);
+  if (given_with_graph.defined() || value.requires_grad()) {
+    at::Tensor before = given_with_graph;
+    if (!before.defined())
+      before = gather({family.get(), &lineage_of(begin().source()), begin().source(), {0, length}});
+    given_with_graph = at::cat({before, value}, 1);
+  }
+  give(begin().source(), length, value.detach());
   const int64_t n_new = value.size(1);
   if (family->mask_given)
     give(graph().attention_mask(), length,
@@ -94,6 +101,7 @@ void TraceState::truncate(int64_t to_length) {
   if (to_length == length) return;
   detach_live(-1, "the trace was cut");
   tape.clear();
+  if (given_with_graph.defined()) given_with_graph = given_with_graph.narrow(1, 0, to_length);
   cut_edits(to_length);
   length = to_length;
   while (segments.back() >= length) segments.pop_back();

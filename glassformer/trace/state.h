@@ -28,6 +28,7 @@ struct TraceState {
   mutable Lineage* all_known = nullptr;  // All that is known to change something; null: to be put together again.
   int64_t weight_epoch = 0;              // Of the family's weights, when what `entries` change was found out.
   bool tracked = false;                  // Every value carries a graph while gradients are on.
+  at::Tensor given_with_graph;           // What was given in the place of tokens, if it carries a graph.
   Tape tape;
   std::vector<LiveValue> live;
 

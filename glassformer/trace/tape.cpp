@@ -82,12 +82,14 @@ std::vector<bool> nodes_with_graph(const TraceState& trace) {
   const Weights& weights = trace.family->model->weights();
   const bool from_weights = weights.any_requires_grad();
   const bool from_edits = std::any_of(trace.entries.begin(), trace.entries.end(), is_root);
-  if (!trace.tracked && !from_weights && !from_edits) return {};
+  const bool from_start = trace.given_with_graph.defined();
+  if (!trace.tracked && !from_weights && !from_edits && !from_start) return {};
   std::vector<bool> found(trace.graph().nodes().size(), false);
   for (const Node& node : trace.graph().nodes()) {
     if (trace.begin().first(node.id) == Begin::kNever) continue;
     bool needs = trace.tracked && !node.is_input;
     const bool is_given = node.id == trace.begin().source();
+    needs = needs || (is_given && from_start);
     if (!is_given)
       for (const Step* step : {&node.open, &node.fast}) {
         for (const StepInput& input : step->inputs) needs = needs || found[static_cast<size_t>(input.node)];
@@ -203,7 +205,7 @@ class Recorder {
     Taped taped;
     const Node& node = trace.graph().node(id);
     if (id == trace.begin().source()) {
-      taped.computed = plain_value(trace, id);
+      taped.computed = trace.given_with_graph.defined() ? trace.given_with_graph : plain_value(trace, id);
     } else if (needs_step(trace, id)) {
       const auto [step, fast] = recorded_step(trace, id);
       std::vector<at::Tensor> inputs;

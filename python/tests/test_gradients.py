@@ -427,3 +427,40 @@ def test_weights_that_learn_change_what_is_computed():
         loss.backward()
         optimiser.step()
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_the_value_at_which_a_trace_begins_keeps_its_graph():
+    tiny, tokens = subject("llama_grouped"), random_tokens(1, 7)
+    whole = tiny.model.trace(tokens)
+    expected = whole.grad(lambda trace: loss_of(trace.logits), "resid_pre1")
+    value = whole.read("resid_pre1").clone().requires_grad_()
+    later = tiny.model.trace_from("resid_pre1", value[:, :4])
+    later.append(value[:, 4:])
+    fork = later.fork()
+    loss_of(later.logits).backward()
+    assert_close(value.grad, expected, 1e-10)
+    fork.truncate(5)
+    value.grad = None
+    loss_of(fork.logits).backward()
+    short = tiny.model.trace(tokens[:, :5]).grad(lambda trace: loss_of(trace.logits), "resid_pre1")
+    assert_close(value.grad[:, :5], short, 1e-10)
+    assert not value.grad[:, 5:].any()
+    plain = tiny.model.trace_from("resid_pre1", value.detach()[:, :4])
+    plain.append(value[:, 4:])
+    value.grad = None
+    loss_of(plain.logits).backward()
+    assert_close(value.grad[:, 4:], expected[:, 4:], 1e-10)
+    assert not value.grad[:, :4].any()
+
+
+def test_gradients_after_a_past():
+    tiny, tokens = subject("llama_grouped"), random_tokens(1, 7)
+    names = ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_k", "blocks.2.attn.hook_pattern"]
+    past = tiny.model.trace(tokens[:, :3]).past()
+    rest = tiny.model.trace(tokens[:, 3:], past=past)
+    found = rest.grad(lambda trace: trace.logits[..., TARGET].square().sum(), names)
+    whole = tiny.model.trace(tokens)
+    expected = whole.grad(lambda trace: trace.logits[:, 3:, TARGET].square().sum(), names)
+    assert_close(found[0], expected[0][:, 3:], 1e-10)  # The past is constant, but what follows is the same.
+    assert_close(found[1][:, 3:], expected[1][:, 3:], 1e-10)
+    assert_close(found[2], expected[2][:, :, 3:], 1e-10)

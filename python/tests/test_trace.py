@@ -455,3 +455,45 @@ def test_load_of_what_is_not_there(tmp_path):
         glassformer.load(make_model("gpt2"), dtype="float33")
     with pytest.raises(glassformer.UnsupportedError, match="not supported"):
         glassformer.load(make_model("gpt2"), dtype=torch.int32)
+
+
+def not_plain():
+    yield torch.ones(24).to_sparse(), "a sparse one"
+    yield torch.ones(24, device="meta"), "without numbers"
+    with torch._subclasses.FakeTensorMode():
+        yield torch.ones(24), "as fake tensors do"
+
+
+def test_values_without_numbers_of_their_own_are_refused():
+    trace = subject("gpt2").model.trace(random_tokens(1, 4))
+    for value, found in not_plain():
+        with pytest.raises(glassformer.InputError, match=f"resid_pre: a value must be a dense tensor; found .*{found}"):
+            trace.set("resid_pre1", value)
+
+    def inside(x):
+        trace.set("resid_pre1", x)
+        return x.sum()
+
+    for transform in (torch.func.grad(inside), torch.vmap(inside)):
+        with pytest.raises(glassformer.InputError, match="functorch"):
+            transform(torch.ones(2, 24))
+    assert trace.edited == []
+    with torch.inference_mode():
+        numbers = torch.ones(24)
+    trace.set("resid_pre1", numbers)
+    assert torch.equal(trace.read("resid_pre1"), torch.ones(1, 4, 24, dtype=torch.float64))
+
+
+def test_a_uniform_pattern_pinned_then_an_edit_at_position_5():
+    tiny, tokens = subject("gpt2"), random_tokens(1, 9)
+    trace = tiny.model.trace(tokens)
+    uniform = torch.full((1, 4, 9, 9), 1 / 9, dtype=torch.float64)
+    trace.set("pattern2", uniform)
+    before = trace.logits
+    trace.set("resid_pre1", 0.5, region=(0, 5))
+    whole = [list(range(size)) for size in uniform.shape]
+    row = torch.full((1, 1, 24), 0.5, dtype=torch.float64)
+    edits = {"blocks.2.attn.hook_pattern": [(whole, uniform)], "blocks.1.hook_resid_pre": [([[0], [5], range(24)], row)]}
+    after = trace.logits
+    assert_close(after, tiny.oracle.run(tokens, edits)["logits"], 1e-10)
+    assert (after[:, 0] - before[:, 0]).abs().max() > 1e-6  # Position 0 sees position 5 now.
