@@ -46,20 +46,33 @@ bool covers_all(const LiveValue& value, const TraceState& trace) {
   return static_cast<int64_t>(value.rows.size()) == trace.length - trace.begin().first(value.node);
 }
 
-// What a user holds at the node's place, zeros around it.
+// What a user holds at the node's place, zeros around it. The node may have grown since, or been cut.
 at::Tensor in_place(const at::Tensor& part, const LiveValue& value, const Node& node,
                     const std::vector<int64_t>& shape) {
+  const auto row_axis = static_cast<size_t>(node.row_axis);
   const at::Tensor rows = at::tensor(value.rows, at::TensorOptions(at::kLong)).to(part.device());
-  return at::zeros(shape, part.options()).index_copy(node.row_axis, rows, part);
+  std::vector<int64_t> wide = shape;
+  wide[row_axis] = std::max(shape[row_axis], value.rows.back() + 1);
+  if (node.has_keys()) wide[3] = std::max(shape[3], part.size(3));
+  const at::Tensor placed = at::zeros(wide, part.options());
+  (node.has_keys() ? placed.narrow(3, 0, part.size(3)) : placed).index_copy_(node.row_axis, rows, part);
+  const at::Tensor kept = placed.narrow(node.row_axis, 0, shape[row_axis]);
+  return node.has_keys() ? kept.narrow(3, 0, shape[3]) : kept;
 }
 
 // A region of the value that a user holds, as one of the node.
 Region in_node(const Region& region, const LiveValue& value, const Node& node, const std::vector<int64_t>& shape) {
   const auto row_axis = static_cast<size_t>(node.row_axis);
-  if (region.mask().defined()) return Region::where(in_place(region.mask(), value, node, shape));
+  if (region.mask().defined()) {
+    const at::Tensor mask = in_place(region.mask(), value, node, shape);
+    if (!mask.sum().equal(region.mask().sum()))
+      throw InputError(str(node.name, ": a value was changed at positions that the trace has no more"));
+    return Region::where(mask);
+  }
   Region whole;
-  bool has_rows = false;
+  bool has_rows = false, has_keys = false;
   for (Region::AxisIndices axis : region.axes()) {
+    has_keys = has_keys || axis.axis == 3;
     if (axis.axis == row_axis) {
       has_rows = true;
       for (int64_t& index : axis.indices)
@@ -68,6 +81,8 @@ Region in_node(const Region& region, const LiveValue& value, const Node& node, c
     whole.at_axis(axis.axis, axis.indices, axis.drop);
   }
   if (!has_rows && static_cast<int64_t>(value.rows.size()) != shape[row_axis]) whole.at_axis(row_axis, value.rows);
+  if (const int64_t n_keys = node.has_keys() ? value.held.size(3) : 0; !has_keys && n_keys > 0 && n_keys != shape[3])
+    whole.at_axis(3, RowSet(0, n_keys).rows());
   return whole;
 }
 
@@ -124,8 +139,7 @@ void TraceState::collect_live() {
 // With a graph, what the user changed is on the way to everything that is computed from now on.
 void TraceState::adopt(const LiveValue& value) {
   const auto taped = tape.values.find(value.node);
-  if (taped == tape.values.end() || !value.held.requires_grad() || !covers_all(value, *this)) return;
-  taped->second.given = value.held;
+  if (taped == tape.values.end() || !taped->second.given.is_same(value.held)) return;
   taped->second.used = lazy_clone(value.held);
   taped->second.n_applied = n_edits(value.node);
 }
@@ -150,15 +164,16 @@ bool TraceState::assigned(const at::Tensor& held, const Region& region, const at
                           const at::Tensor& value) {
   LiveValue* const own = find_live(held);
   if (own == nullptr) return false;
-  if (!value.defined() || !value.is_alias_of(held)) {  // `x[i] += 1` writes back what is there already.
+  const bool writes_back = value.defined() && value.is_alias_of(held) && !own->has_changed();  // `x[i] += 1`
+  own->settle();
+  if (!writes_back) {
     const Node& node = graph().node(own->node);
     const std::vector<int64_t> shape = shape_of(node, length);
     const at::Tensor given = region.mask().defined() ? in_place(numbers, *own, node, shape) : numbers;
     std::shared_ptr<Edit> edit = make_overlay(node, given, in_node(region, *own, node, shape), length);
     if (!edit->overlay->rows().empty()) insert(std::move(edit), held);
   }
-  own->settle();
-  adopt(*own);
+  if (own->detached.empty()) adopt(*own);
   return true;
 }
 

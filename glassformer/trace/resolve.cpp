@@ -426,9 +426,11 @@ bool has_graph(const TraceState& trace, NodeId node) {
   return !graph.empty() && graph[static_cast<size_t>(node)];
 }
 
-at::Tensor recorded(const TraceState& trace, NodeId node, const Positions& positions) {
-  const at::Tensor& value = trace.tape.values.at(node).given;
-  value.retain_grad();
+at::Tensor recorded(TraceState& trace, NodeId node, const Positions& positions) {
+  if (trace.in_hook < 0) trace.tape.renew(trace.begin(), node);
+  const Taped& taped = trace.tape.values.at(node);
+  const at::Tensor value = trace.in_hook < 0 ? taped.given : lazy_clone(taped.used);
+  if (value.requires_grad()) value.retain_grad();  // It doesn't where numbers without a graph replace all of it.
   if (!positions) return value;
   std::vector<int64_t> rows = trace.rows_of(node, positions);
   for (int64_t& row : rows) row -= trace.begin().first(node);

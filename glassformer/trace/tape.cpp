@@ -17,6 +17,14 @@ void Tape::forget_after(const Begin& begin, NodeId node) {
   std::erase_if(values, [&](const auto& entry) { return begin.reaches(node, entry.first); });
 }
 
+void Tape::renew(const Begin& begin, NodeId node) {
+  Taped& taped = values.at(node);
+  if (taped.given.const_data_ptr() == taped.used.const_data_ptr() || is_same(taped.given, taped.used)) return;
+  taped.given = lazy_clone(taped.used);
+  taped.used = lazy_clone(taped.given);
+  forget_after(begin, node);
+}
+
 void Tape::strip(NodeId node) {
   const auto found = values.find(node);
   if (found == values.end()) return;
@@ -247,6 +255,7 @@ class Recorder {
 
   static void take(TraceState& trace, NodeId node, at::Tensor value) {
     Taped& taped = trace.tape.values[node];
+    if (trace.tracked && !value.requires_grad()) value = lazy_clone(value.detach().clone().requires_grad_());
     taped.given = std::move(value);
     taped.used = lazy_clone(taped.given);
     ++taped.n_applied;

@@ -31,6 +31,8 @@ struct Tape {
   void clear() { values.clear(); }
   /// Drops what depends on `node`.
   void forget_after(const Begin& begin, NodeId node);
+  /// Makes another tensor to hand out where a user changed the last one in a way that doesn't count.
+  void renew(const Begin& begin, NodeId node);
   /// Takes the edits off a node's value.
   void strip(NodeId node);
 };

@@ -71,6 +71,8 @@ def _region(index: Any) -> tuple[Any, ...] | None:
             continue
         if not isinstance(entry, list) or not all(type(each) is int for each in entry):
             return None
+        if len(set(entry)) < len(entry) or len({each < 0 for each in entry}) > 1:
+            return None  # The same index twice, perhaps.
         lists += 1
     integers = any(isinstance(entry, int) for entry in entries)
     return entries if lists == 0 or (lists == 1 and not integers) else None

@@ -137,7 +137,8 @@ class Trace:
         and `torch.autograd.grad` work on it, and `x.grad` of any whole value that was read. Without this, values carry
         one where a weight, a value that was set, or what a hook returns requires grad. Returns the trace.
 
-        With a graph, `read` too gives the very value that later nodes are computed from: changes of it in place count.
+        With a graph, `read` gives the very tensor that later nodes are computed from, so that these work on it; only
+        what `trace[name]` gave may be changed in place, as ever.
         """
         self.core.require_grad(requires_grad)
         return self

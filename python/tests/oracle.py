@@ -36,7 +36,7 @@ class Oracle:
 
     def run(self, tokens, edits=None, mask=None, positions=None, length=None, segments=None, n_past=0):
         """All nodes for `tokens` (batch pos). `edits` has for a node's name a list of (index or mask, values), of
-        functions of a segment's value and number, and of `Derived`; `segments` has (begin, end) of each segment. The
+        functions of a segment's value and number, of `Derived` and of `Leaf`; `segments` has (begin, end) of each segment. The
         first `n_past` positions are a past, whose keys and values are edits too."""
         made = self.pass_type()(self, edits or {}, segments or [(0, tokens.shape[1])], n_past)
         return made.run(tokens, mask, positions, length)
@@ -46,10 +46,23 @@ class Oracle:
 
 
 class Derived:
-    """A change in place of the first `length` positions: what it was made from, and what it made of it."""
+    """A change in place of some rows, and keys up to a number: what it was made from, and what it made of it."""
 
-    def __init__(self, before, after, length):
-        self.before, self.after, self.length = before, after, length
+    def __init__(self, before, after, n_keys, rows):
+        self.before, self.after, self.n_keys, self.rows = before, after, n_keys, list(rows)
+
+    @property
+    def index(self):
+        if self.n_keys is None:
+            return (slice(None), self.rows)
+        return (slice(None), slice(None), self.rows, slice(self.n_keys))
+
+
+class Leaf:
+    """Zeros that are added to a whole node, to differentiate by them."""
+
+    def __init__(self, zeros):
+        self.zeros = zeros
 
 
 class Ambiguous(Exception):
@@ -70,6 +83,8 @@ class _Pass:
         for change in self.edits.get(name, ()):
             if isinstance(change, Derived):
                 self.derived(name, value, change)
+            elif isinstance(change, Leaf):
+                value += change.zeros
             elif callable(change):
                 self.hooked(name, value, change)
             else:
@@ -78,11 +93,10 @@ class _Pass:
         return value
 
     def derived(self, name, value, change):
-        rows = rows_of(name, first_row(name, self.n_past), change.length)
-        finite = [numbers.double().nan_to_num(neginf=-1e3) for numbers in (value[rows], change.before)]
+        finite = [numbers.double().nan_to_num(neginf=-1e3) for numbers in (value[change.index], change.before)]
         if (finite[0] - finite[1]).abs().max() > 1e-9:
             raise Ambiguous(name)
-        value[rows] = change.after
+        value[change.index] = change.after
 
     def hooked(self, name, value, function):
         for number, (begin, end) in enumerate(self.segments):
@@ -272,9 +286,14 @@ def first_row(name, n_past):
     )
 
 
+def has_keys(name):
+    """Whether a node's last axis counts keys."""
+    return name.endswith(("hook_attn_scores", "hook_pattern"))
+
+
 def rows_of(name, begin, end):
     """The index of positions [begin, end) of a node, with the keys up to there where it has keys."""
-    if name.endswith(("hook_attn_scores", "hook_pattern")):
+    if has_keys(name):
         return (slice(None), slice(None), slice(begin, end), slice(end))
     return (slice(None), slice(begin, end))
 

@@ -1,5 +1,6 @@
 """Random sequences of everything a trace can do, against the oracle."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -8,15 +9,15 @@ import random
 import pytest
 import torch
 from helpers import assert_close, everywhere, shape_of, subject
-from oracle import Ambiguous, Derived, first_row, rows_of
+from oracle import Ambiguous, Derived, first_row, has_keys, rows_of
+from random_gradients import HEAD_INPUTS, INPUTS, GradientOperations
+from random_live import LiveOperations, cut_derived
 from tiny_models import D_VOCAB
 
 import glassformer
 
 STEPS = int(os.environ.get("GLASSFORMER_RANDOM_STEPS", "120"))  # For each of the seeds below.
 LONGEST = {"llama_dynamic": 20}  # Of 16 tokens; the others cross their limits, if any, below 12.
-HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
-INPUTS = ("hook_tokens", "positions", "attention_mask")
 SHARED_NORM = ("ln1.hook_scale", "ln1.hook_normalized", "ln1.hook_out")
 
 
@@ -31,6 +32,7 @@ class Pair:
     begins: list
     given: dict  # Values that stand in the place of tokens: of the node at which the trace begins, or of a past.
     n_past: int = 0
+    held: list = dataclasses.field(default_factory=list)  # Values that were handed out to be changed.
 
     @property
     def segments(self):
@@ -118,8 +120,8 @@ class HookOf:
         assert call.name == self.node.name
         assert self.segments is None or call.segment in self.segments
         assert value.shape[2 if "key_pos" in self.node.axes[3:] else 1] == call.end - call.begin
-        key = (call.begin, call.end, value.numpy().tobytes())
-        assert key not in self.inputs, "called twice for one input"
+        key = (call.begin, call.end, value.detach().numpy().tobytes())
+        assert key not in self.inputs or value.requires_grad, "called twice for one input"
         self.inputs.append(key)
         self.session.fired.append((self.session.order[call.name], self.number, call.begin))
         if not self.in_place:
@@ -131,7 +133,7 @@ class HookOf:
         return self.change(value) if self.segments is None or segment in self.segments else value
 
 
-class Session:
+class Session(LiveOperations, GradientOperations):
     """A family of traces of one model under random operations."""
 
     def __init__(self, name, seed):
@@ -198,12 +200,20 @@ class Session:
         if self.random.random() < 0.02 or len(self.pairs) > 8:
             self.start()
         choices = [self.read] * 6 + [self.set] * 5 + [self.hook] * 3 + [self.edit] * 2 + [self.unset] * 2
-        choices += (
-            [self.fork] * 2 + [self.append] * 2 + [self.truncate, self.read_all, self.run, self.drop, self.weight]
-        )
+        choices += [self.fork] * 2 + [self.append] * 2 + [self.live] * 6 + [self.augmented_item] * 2 + [self.gradient] * 2
+        choices += [self.truncate, self.read_all, self.run, self.drop, self.weight, self.hand_out, self.let_go]
+        choices += [self.tracked]
         operation = self.random.choice(choices)
         index = self.random.randrange(len(self.pairs))
-        operation(index, self.pairs[index])
+        pair = self.pairs[index]
+        if operation not in (self.live, self.let_go, self.gradient, self.tracked, self.drop):
+            for each in self.pairs if operation in (self.read_all, self.weight) else [pair]:
+                self.collect(index, each)
+        operation(index, pair)
+        if operation != self.live:
+            for each in self.pairs:
+                if not any(held.has_changed() for held in each.held):
+                    each.trace.core.collect()
 
     def read(self, index, pair):
         node = self.random.choice([*self.nodes, *self.nodes[-3:] * 6])
@@ -214,8 +224,11 @@ class Session:
             positions = [position if position < 0 else max(position, first) for position in positions]
         self.log.append(f"{index}: read {node.name} {positions}")
         self.fired = []
+        self.follow_weights(pair)
+        without_graph = torch.no_grad() if self.random.random() < 0.2 else contextlib.nullcontext()
         try:
-            found = pair.trace.read(node.name, positions)
+            with without_graph:
+                found = pair.trace.read(node.name, positions)
         except glassformer.OrderError:
             assert self.may_be_ambiguous(pair, node)
             self.unset(index, pair, ambiguous=True)
@@ -262,6 +275,7 @@ class Session:
         if any(self.may_be_ambiguous(pair, each) for each in needed):
             return
         pair.trace.run(node.name)
+        self.follow_weights(pair)
         for each in needed[1:]:
             for hook in pair.edits[each.name]:
                 if isinstance(hook, HookOf):
@@ -277,23 +291,29 @@ class Session:
             expected = expected[:, :, positions] if "key_pos" in node.axes[3:] else expected[:, positions]
         else:
             expected = expected[rows_of(node.name, pair.first(node), pair.trace.length)]
-        assert_close(found, expected, 1e-9, node.name)
+        self.compare(found, expected, node)
+
+    def compare(self, found, expected, node):
+        assert_close(found.detach(), expected, 1e-9, node.name)
 
     def editable(self, pair):
         """A node to edit. Head inputs and the shared norm of one layer exclude each other: which one q, k and v then
         come from depends on the position, and no oracle of ours says so."""
         while True:
             node = self.random.choice(self.nodes)
-            if node.name == "positions" and self.tiny.model.config.rope.scaling in ("dynamic", "longrope"):
-                continue  # The scaling of transformers looks at the largest position, ours at the length.
-            layer = ".".join(node.name.split(".")[:2])
-            own, other = node.name[len(layer) + 1 :], ()
-            if own in HEAD_INPUTS:
-                other = SHARED_NORM
-            elif own in SHARED_NORM:
-                other = HEAD_INPUTS
-            if not any(pair.edits.get(f"{layer}.{name}") for name in other):
+            if self.may_edit(pair, node):
                 return node
+
+    def may_edit(self, pair, node):
+        if node.name == "positions" and self.tiny.model.config.rope.scaling in ("dynamic", "longrope"):
+            return False  # The scaling of transformers looks at the largest position, ours at the length.
+        layer = ".".join(node.name.split(".")[:2])
+        own, other = node.name[len(layer) + 1 :], ()
+        if own in HEAD_INPUTS:
+            other = SHARED_NORM
+        elif own in SHARED_NORM:
+            other = HEAD_INPUTS
+        return not any(pair.edits.get(f"{layer}.{name}") for name in other)
 
     def set(self, index, pair):
         node = self.editable(pair)
@@ -308,6 +328,8 @@ class Session:
         chosen = mask if mask is not None else region
         self.log.append(f"{index}: set {node.name} {'mask' if mask is not None else region}")
         pair.trace.set(node.name, numbers, chosen if mask is not None else tuple(region))
+        if mask is None or mask.any():
+            self.detach(pair, node.name)
         if mask is None and all(
             (sorted(indices) if axis == rows else indices) == list(range(pair.first(node) if axis == rows else 0, size))
             for axis, (indices, size) in enumerate(zip(region, shape, strict=True))
@@ -353,6 +375,7 @@ class Session:
         hook = HookOf(self, node, change, segments, self.random.random() < 0.5)
         self.log.append(f"{index}: hook {node.name} {change.__name__} segments={segments}")
         pair.trace.hook(node.name, hook.for_engine, segments)
+        self.detach(pair, node.name)
         pair.edits.setdefault(node.name, []).append(hook)
 
     def edit(self, index, pair):
@@ -365,14 +388,16 @@ class Session:
         kept = {}
 
         def change(value):
-            kept["before"] = value.clone()
+            kept["before"] = value.detach().clone()
             value[:, value.shape[1] // 2 :] *= 0.75
-            kept["after"] = value.clone()
+            kept["after"] = value.detach().clone()
 
         pair.trace.edit(node.name, change)
-        made = Derived(kept["before"], kept["after"], pair.trace.length)
+        self.follow_weights(pair)
+        length, n_keys = pair.trace.length, pair.trace.length if has_keys(node.name) else None
+        made = Derived(kept["before"], kept["after"], n_keys, range(pair.first(node), length))
         made.state = self.state_before(pair, node.name)
-        pair.edits.setdefault(node.name, []).append(made)
+        self.add_edit(pair, made, node, None)
 
     def unset(self, index, pair, ambiguous=False):
         names = [name for name, entries in pair.edits.items() if entries]
@@ -384,13 +409,14 @@ class Session:
             self.log.append(f"{index}: unset {name}")
             pair.trace.unset(name)
             pair.edits[name] = []
+            self.detach(pair, name)
 
     def fork(self, index, pair):
         self.log.append(f"{index}: fork -> {len(self.pairs)}")
         edits = {name: list(entries) for name, entries in pair.edits.items()}
         self.pairs.append(
             dataclasses.replace(
-                pair, trace=pair.trace.fork(), edits=edits, begins=list(pair.begins), given=dict(pair.given)
+                pair, trace=pair.trace.fork(), edits=edits, begins=list(pair.begins), given=dict(pair.given), held=[]
             )
         )
 
@@ -407,6 +433,7 @@ class Session:
             pair.given[source] = torch.cat([pair.given[source], values], dim=1)
         else:
             pair.trace.append(tokens)
+        self.detach(pair, None)
         pair.begins.append(pair.tokens.shape[1])
         pair.tokens = torch.cat([pair.tokens, tokens], dim=1)
 
@@ -417,36 +444,28 @@ class Session:
                 pair.trace.truncate(length)
             return
         self.log.append(f"{index}: truncate {length}")
+        if length < pair.trace.length:
+            self.detach(pair, None)
         pair.trace.truncate(length)
         pair.tokens = pair.tokens[:, :length]
         pair.given = {name: value[:, :length] for name, value in pair.given.items()}
         pair.begins = [begin for begin in pair.begins if begin < length]
         for name, entries in pair.edits.items():
-            cut = [self.cut(entry, name, length, first_row(name, pair.n_past)) for entry in entries]
+            cut = [self.cut(entry, name, length, pair.n_past) for entry in entries]
             pair.edits[name] = [entry for entry in cut if entry is not None]
 
-    def cut(self, entry, name, length, first):
+    def cut(self, entry, name, length, n_past):
         """What is left of an edit."""
-        keys = name.endswith(("hook_attn_scores", "hook_pattern"))
         if isinstance(entry, HookOf):
             return entry
         if isinstance(entry, Derived):
-            if entry.length <= length:
-                return entry
-            rows = (
-                (slice(None), slice(None), slice(length - first), slice(length))
-                if keys
-                else (slice(None), slice(length - first))
-            )
-            made = Derived(entry.before[rows], entry.after[rows], length)
-            made.state = None  # Others than when it was made.
-            return made
+            return cut_derived(entry, name, length, n_past)
         region, numbers = entry
         if isinstance(region, torch.Tensor):
             rows = rows_of(name, 0, length)
             numbers = numbers.expand(region.shape)[rows]
             return (region[rows], numbers) if region[rows].any() else None
-        axes = [2, 3] if keys else [1]
+        axes = [2, 3] if has_keys(name) else [1]
         numbers = numbers.expand([len(indices) for indices in region])
         region = list(region)
         for axis in axes:
@@ -464,6 +483,7 @@ class Session:
             return
         values = glassformer.read_all([pair.trace for pair in self.pairs], node.name, positions)
         for pair, value in zip(self.pairs, values, strict=True):
+            self.follow_weights(pair)
             self.check(pair, node, value, positions)
 
     def weight(self, index, pair):
@@ -481,6 +501,8 @@ class Session:
                 for entry in entries:
                     if isinstance(entry, Derived) and not torch.equal(nodes[0][name], nodes[1][name]):
                         entry.state = None  # Others than when it was made; the same ones can round differently.
+            for held in pair.held:
+                held.is_outdated = held.is_outdated or not torch.equal(nodes[0][held.node.name], nodes[1][held.node.name])
 
     def drop(self, index, pair):
         if len(self.pairs) > 1:

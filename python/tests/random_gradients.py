@@ -1,0 +1,77 @@
+"""Random gradients of traces, against torch's own through the oracle."""
+
+import torch
+from helpers import shape_of
+from oracle import Leaf, rows_of
+
+import glassformer
+
+INPUTS = ("hook_tokens", "positions", "attention_mask")
+HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+
+
+class GradientOperations:
+    """What a `Session` does with gradients."""
+
+    def tracked(self, index, pair):
+        """From now on, or no longer, ordinary reads carry a graph."""
+        self.collect(index, pair)
+        on = not pair.trace.requires_grad
+        self.log.append(f"{index}: requires_grad_ {on}")
+        pair.trace.requires_grad_(on)
+
+    def gradient(self, index, pair):
+        self.collect(index, pair)
+        end = self.nodes[-1]  # The logits, or the last one that the trace has.
+        if self.may_be_ambiguous(pair, end):
+            return
+        floats = [n for n in self.nodes if n.name not in INPUTS and not n.name.endswith(HEAD_INPUTS)]
+        nodes = self.random.sample(floats, self.random.randint(1, min(3, len(floats))))
+        last = self.random.random() < 0.4
+        shape = shape_of(end, pair.tokens.shape[0], 1 if last else pair.trace.length - pair.first(end))
+        weights = torch.rand(shape, generator=self.generator(), dtype=torch.float64) - 0.5
+
+        def scalar(value):
+            return ((value[:, -1:] if last else value) * weights).sum()
+
+        names = [node.name for node in nodes]
+        own = pair.trace.requires_grad and self.random.random() < 0.5
+        self.log.append(f"{index}: grad {names} last={last} own={own}")
+        expected = self.oracle_gradients(pair, nodes, lambda values: scalar(values[end.name][:, pair.first(end) :]))
+        self.follow_weights(pair)
+        try:
+            asked = scalar(pair.trace.read(end.name)) if own else lambda trace: scalar(trace.read(end.name))
+            found = pair.trace.grad(asked, names)
+        except glassformer.InputError as error:
+            if "does not depend" not in str(error):
+                raise
+            assert any(gradient is None or not gradient.any() for gradient in expected), error
+            return
+        for node, gradient, wanted in zip(nodes, found, expected, strict=True):
+            self.compare_gradient(pair, node, gradient, wanted)
+
+    def compare_gradient(self, pair, node, found, expected):
+        if expected is None:
+            assert not found.any(), node.name
+            return
+        expected = expected[rows_of(node.name, pair.first(node), pair.trace.length)]
+        if not expected.isfinite().all():
+            return
+        assert found.shape == expected.shape
+        # Some are rounding alone: those of a query with one key.
+        limit = 1e-9 * expected.abs().max().clamp(min=1)
+        assert (found - expected).abs().max() <= limit, f"gradient of {node.name}"
+
+    def oracle_gradients(self, pair, nodes, scalar):
+        """By a zero that is added to each node after its edits."""
+        leaves = []
+        edits = {name: list(entries) for name, entries in pair.edits.items()}
+        for node in nodes:
+            shape = shape_of(node, pair.tokens.shape[0], pair.trace.length)
+            leaves.append(torch.zeros(shape, dtype=torch.float64, requires_grad=True))
+            edits.setdefault(node.name, []).append(Leaf(leaves[-1]))
+        values = pair.expected(self.tiny.oracle, edits)
+        loss = scalar(values)
+        if not loss.requires_grad:
+            return [None] * len(leaves)
+        return torch.autograd.grad(loss, leaves, allow_unused=True)
