@@ -80,7 +80,7 @@ Region in_node(const Region& region, const LiveValue& value, const Node& node, c
     }
     whole.at_axis(axis.axis, axis.indices, axis.drop);
   }
-  if (!has_rows && static_cast<int64_t>(value.rows.size()) != shape[row_axis]) whole.at_axis(row_axis, value.rows);
+  if (!has_rows && value.rows != RowSet(0, shape[row_axis]).rows()) whole.at_axis(row_axis, value.rows);
   if (const int64_t n_keys = node.has_keys() ? value.held.size(3) : 0; !has_keys && n_keys > 0 && n_keys != shape[3])
     whole.at_axis(3, RowSet(0, n_keys).rows());
   return whole;

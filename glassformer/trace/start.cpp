@@ -2,6 +2,8 @@
 
 #include <ATen/TensorOperators.h>
 
+#include <algorithm>
+
 #include "glassformer/base/errors.h"
 #include "glassformer/trace/state.h"
 
@@ -106,6 +108,16 @@ at::Tensor TraceState::as_value(const at::Tensor& given) const {
   if (value.size(1) == 0) throw InputError(node.name + ": no positions given");
   const at::TensorOptions like(family->model->weights().device());
   return value.to(like.dtype(dtype_of(node)), false, true).contiguous();
+}
+
+at::Tensor TraceState::given_value() const {
+  if (given_with_graph.defined()) return given_with_graph;
+  const NodeId source = begin().source();
+  const auto first_edit = std::find_if(entries.begin(), entries.end(), [source](const Entry& entry) {
+    return entry.edit->node == source && entry.edit->is_put();
+  });
+  Lineage& unedited = lineage_of(source, first_edit == entries.end() ? nullptr : &*first_edit);
+  return gather({family.get(), &unedited, source, RowSet(0, length)});
 }
 
 void TraceState::give_mask(const at::Tensor& mask) {

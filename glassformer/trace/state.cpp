@@ -62,12 +62,7 @@ void TraceState::append(const at::Tensor& given) {
     add(std::move(branch));
     stem = std::make_shared<Stem>();
   }
-  if (given_with_graph.defined() || value.requires_grad()) {
-    at::Tensor before = given_with_graph;
-    if (!before.defined())
-      before = gather({family.get(), &lineage_of(begin().source()), begin().source(), {0, length}});
-    given_with_graph = at::cat({before, value}, 1);
-  }
+  if (given_with_graph.defined() || value.requires_grad()) given_with_graph = at::cat({given_value(), value}, 1);
   give(begin().source(), length, value.detach());
   const int64_t n_new = value.size(1);
   if (family->mask_given)

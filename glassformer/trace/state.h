@@ -46,6 +46,8 @@ struct TraceState {
   /// What the user gives for the node at which the trace begins, checked: `batch pos …`.
   at::Tensor as_given(const at::Tensor& given) const;
   at::Tensor as_tokens(const at::Tensor& given) const;
+  /// What was given for the node at which the trace begins, without edits; on its graph, if it has one.
+  at::Tensor given_value() const;
   at::Tensor as_value(const at::Tensor& given) const;
 
   // --- Giving (state.cpp)

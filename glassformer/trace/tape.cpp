@@ -156,7 +156,8 @@ at::Tensor run_whole_step(TraceState& trace, const Node& node, const Step& step,
                                 mask && !step.by_row ? &*mask : nullptr});
   if (step.by_row) output = output.unflatten(0, {trace.family->batch, rows.count()});
   if (begin == first) return output;
-  return at::cat({plain_value(trace, node.id, RowSet(first, begin)), output}, node.row_axis);  // A past was given.
+  const Request past{trace.family.get(), &trace.family->lineages.root(), node.id, RowSet(first, begin)};
+  return at::cat({gather(past), output}, node.row_axis);
 }
 
 namespace {
@@ -169,14 +170,18 @@ class Recorder {
     for (TraceState* trace : traces_) plan(*trace);
     for (NodeId node = 0; node <= target_; ++node) {
       std::vector<TraceState*> due;
-      for (size_t i = 0; i < traces_.size(); ++i)
-        if (wanted_[i][static_cast<size_t>(node)] && !is_complete(*traces_[i], node)) due.push_back(traces_[i]);
-      for (TraceState* trace : due) compute(*trace, node);
+      for (size_t i = 0; i < traces_.size(); ++i) {
+        if (!wanted_[i][static_cast<size_t>(node)] || is_complete(*traces_[i], node)) continue;
+        due.push_back(traces_[i]);
+        compute(*traces_[i], node, steps_[i]);
+      }
       apply_edits(due, node);
     }
   }
 
  private:
+  using Steps = std::map<NodeId, std::pair<const Step*, bool>>;
+
   void plan(TraceState& trace) {
     std::vector<bool> recorded = nodes_with_graph(trace);
     const auto is_new = [&](size_t node) { return recorded[node] && !trace.tape.recorded[node]; };
@@ -187,35 +192,40 @@ class Recorder {
       }
     std::vector<bool> wanted(static_cast<size_t>(target_) + 1, false);
     wanted.back() = true;
+    Steps steps;  // Chosen once: what is on the tape changes while it is made.
     for (NodeId node = target_; node >= 0; --node) {
       if (!wanted[static_cast<size_t>(node)] || trace.tape.has(node) || !needs_step(trace, node) ||
           node == trace.begin().source())
         continue;
-      for (const StepInput& input : recorded_step(trace, node).first->inputs)
+      steps[node] = recorded_step(trace, node);
+      for (const StepInput& input : steps[node].first->inputs)
         if (recorded[static_cast<size_t>(input.node)] && !is_left_out(trace, input))
           wanted[static_cast<size_t>(input.node)] = true;
     }
     trace.tape.recorded = std::move(recorded);
     wanted_.push_back(std::move(wanted));
+    steps_.push_back(std::move(steps));
   }
 
   static at::Tensor input_value(TraceState& trace, const StepInput& input) {
     if (is_left_out(trace, input)) return {};
     const auto found = trace.tape.values.find(input.node);
     if (found != trace.tape.values.end()) return found->second.used;
+    if (trace.tape.recorded[static_cast<size_t>(input.node)])  // Nothing but a fault of ours; no graph may be lost.
+      throw UnavailableError(trace.graph().node(input.node).name + ": its graph was not made");
     return plain_value(trace, input.node);
   }
 
   // Puts what the node's step makes onto the tape.
-  static void compute(TraceState& trace, NodeId id) {
+  static void compute(TraceState& trace, NodeId id, const Steps& steps) {
     if (trace.tape.has(id)) return;
     if (trace.family->poll) trace.family->poll();
     Taped taped;
     const Node& node = trace.graph().node(id);
     if (id == trace.begin().source()) {
-      taped.computed = trace.given_with_graph.defined() ? trace.given_with_graph : plain_value(trace, id);
+      taped.computed = trace.given_value();
     } else if (needs_step(trace, id)) {
-      const auto [step, fast] = recorded_step(trace, id);
+      const auto [step, fast] = steps.at(id);
       std::vector<at::Tensor> inputs;
       for (const StepInput& input : step->inputs) inputs.push_back(input_value(trace, input));
       taped.fast = fast;
@@ -384,7 +394,8 @@ class Recorder {
 
   std::span<TraceState* const> traces_;
   NodeId target_;
-  std::vector<std::vector<bool>> wanted_;
+  std::vector<std::vector<bool>> wanted_;  // Of each trace, by node.
+  std::vector<Steps> steps_;
 };
 
 }  // namespace

@@ -36,8 +36,8 @@ class Oracle:
 
     def run(self, tokens, edits=None, mask=None, positions=None, length=None, segments=None, n_past=0):
         """All nodes for `tokens` (batch pos). `edits` has for a node's name a list of (index or mask, values), of
-        functions of a segment's value and number, of `Derived` and of `Leaf`; `segments` has (begin, end) of each segment. The
-        first `n_past` positions are a past, whose keys and values are edits too."""
+        functions of a segment's value and number, of `Derived` and of `Leaf`; `segments` has (begin, end) of each
+        segment. The first `n_past` positions are a past, whose keys and values are edits too."""
         made = self.pass_type()(self, edits or {}, segments or [(0, tokens.shape[1])], n_past)
         return made.run(tokens, mask, positions, length)
 

@@ -23,8 +23,8 @@ class GradientOperations:
     def gradient(self, index, pair):
         self.collect(index, pair)
         end = self.nodes[-1]  # The logits, or the last one that the trace has.
-        if self.may_be_ambiguous(pair, end):
-            return
+        if self.changed_with_graph or self.may_be_ambiguous(pair, end):
+            return  # A change of a value with a graph lets gradients through, which is none of the oracle's edits.
         floats = [n for n in self.nodes if n.name not in INPUTS and not n.name.endswith(HEAD_INPUTS)]
         nodes = self.random.sample(floats, self.random.randint(1, min(3, len(floats))))
         last = self.random.random() < 0.4

@@ -75,6 +75,7 @@ class LiveOperations:
         held = self.random.choice(known) if known and self.random.random() < 0.6 else self.hand_out(index, pair)
         if held is None:
             return
+        self.changed_with_graph = self.changed_with_graph or pair.trace.requires_grad
         if held.is_outdated and not held.is_stale and self.random.random() < 0.7:
             self.collect(index, pair)
             pair.trace.read("attention_mask")
@@ -91,6 +92,7 @@ class LiveOperations:
         held = self.hand_out(index, pair)
         if held is None or held.is_stale:
             return
+        self.changed_with_graph = self.changed_with_graph or pair.trace.requires_grad
         whole = held.rows == list(range(pair.first(held.node), pair.trace.length))
         window = pair.trace if whole else pair.trace.at(held.rows)
         self.log.append(f"{index}: augment the item")
@@ -222,7 +224,9 @@ class LiveOperations:
             first = self.random.randrange(size)
             ways = [slice(None), slice(None), slice(first, None), slice(first - size, None, 2), slice(first, first + 1)]
             chosen.append(self.random.choice([*ways, first, first - size]))
-        return (Ellipsis, *chosen) if self.random.random() < 0.1 and len(chosen) == held.baseline.ndim else tuple(chosen)
+        return (
+            (Ellipsis, *chosen) if self.random.random() < 0.1 and len(chosen) == held.baseline.ndim else tuple(chosen)
+        )
 
     def some_index(self, held):
         draw, shape = self.random.random(), held.baseline.shape
@@ -258,7 +262,7 @@ class LiveOperations:
     # --- Collecting ---------------------------------------------------------------------------------------------------
 
     def collect(self, index, pair):
-        """What the trace's next operation does: to be called just before it. Where it must refuse a change, does one."""
+        """What the trace's next operation does: to be called just before it. Where it must refuse a change, does one."""  # noqa: E501
         changed = [held for held in sorted(pair.held, key=lambda h: self.order[h.node.name]) if held.has_changed()]
         if any(held.is_outdated and not held.is_stale for held in changed):
             try:  # Whether the trace has seen the new weight yet is nobody's business: both are errors in the end.

@@ -66,6 +66,12 @@ def spliced_subject(name):
 class Session(test_trace_random.Session):
     """As the base, and now and then everything goes on in a fork onto a model that is extended further."""
 
+    def live(self, index, pair):
+        """Values in users' hands and gradients have the base's sessions and tests of their own."""
+        self.read(index, pair)
+
+    augmented_item = hand_out = gradient = tracked = live
+
     def fork(self, index, pair):
         if self.random.random() < 0.6:
             super().fork(index, pair)

@@ -464,3 +464,28 @@ def test_gradients_after_a_past():
     assert_close(found[0], expected[0][:, 3:], 1e-10)  # The past is constant, but what follows is the same.
     assert_close(found[1][:, 3:], expected[1][:, 3:], 1e-10)
     assert_close(found[2], expected[2][:, :, 3:], 1e-10)
+
+
+def test_edits_of_the_node_at_which_a_trace_begins_count_once():
+    tiny, tokens = subject("gpt2"), random_tokens(1, 5)
+    value = tiny.model.trace(tokens).read("resid_pre1")
+    trace = tiny.model.trace_from("resid_pre1", value)
+    trace.hook("resid_pre1", lambda value, call: value * 2)
+    plain = trace.logits
+    assert_close(trace.requires_grad_().logits.detach(), plain, 1e-12)
+    expected = tiny.model.trace(tokens)
+    expected.set("resid_pre1", value * 2)
+    assert_close(plain, expected.logits, 1e-12)
+
+
+def test_gradients_through_an_edited_head_input():
+    tiny, tokens = subject("gpt2"), random_tokens(1, 4)
+    trace = tiny.model.trace(tokens)
+    trace.set("v_input1", 0.7, region=(0, [1], [0, 1], [2, 3]))
+    edits = {
+        "blocks.1.hook_v_input": [([[0], [1], [0, 1], [2, 3]], torch.full((1, 1, 2, 2), 0.7, dtype=torch.float64))]
+    }
+    names = ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.1.attn.hook_q"]
+    expected = oracle_gradients(tiny, tokens, names, edits)
+    for name, found in zip(names, trace.grad(lambda fork: loss_of(fork.logits), names), strict=True):
+        assert_close(found, expected[name], 1e-9, name)

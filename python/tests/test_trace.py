@@ -493,7 +493,10 @@ def test_a_uniform_pattern_pinned_then_an_edit_at_position_5():
     trace.set("resid_pre1", 0.5, region=(0, 5))
     whole = [list(range(size)) for size in uniform.shape]
     row = torch.full((1, 1, 24), 0.5, dtype=torch.float64)
-    edits = {"blocks.2.attn.hook_pattern": [(whole, uniform)], "blocks.1.hook_resid_pre": [([[0], [5], range(24)], row)]}
+    edits = {
+        "blocks.2.attn.hook_pattern": [(whole, uniform)],
+        "blocks.1.hook_resid_pre": [([[0], [5], range(24)], row)],
+    }
     after = trace.logits
     assert_close(after, tiny.oracle.run(tokens, edits)["logits"], 1e-10)
     assert (after[:, 0] - before[:, 0]).abs().max() > 1e-6  # Position 0 sees position 5 now.

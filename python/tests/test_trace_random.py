@@ -17,6 +17,8 @@ from tiny_models import D_VOCAB
 import glassformer
 
 STEPS = int(os.environ.get("GLASSFORMER_RANDOM_STEPS", "120"))  # For each of the seeds below.
+# Values in users' hands, and graphs for ordinary reads: what the oracle says of all their orders is still being made.
+WITH_LIVE_VALUES = bool(os.environ.get("GLASSFORMER_RANDOM_LIVE"))
 LONGEST = {"llama_dynamic": 20}  # Of 16 tokens; the others cross their limits, if any, below 12.
 SHARED_NORM = ("ln1.hook_scale", "ln1.hook_normalized", "ln1.hook_out")
 
@@ -126,7 +128,7 @@ class HookOf:
         self.session.fired.append((self.session.order[call.name], self.number, call.begin))
         if not self.in_place:
             return self.change(value)
-        value[...] = self.change(value)
+        value[...] = self.change(value.clone())  # Its derivative may need the value as it was.
         return None
 
     def __call__(self, value, segment):
@@ -152,6 +154,7 @@ class Session(LiveOperations, GradientOperations):
     most_appended = 3
 
     def start(self):
+        self.changed_with_graph = False
         batch, length = self.random.choice([1, 1, 2]), self.random.randint(1, self.longest // 2)
         tokens = self.some_tokens(batch, length)
         options = {"keep": self.random.choice(["budget", "all", "needed"])}
@@ -200,9 +203,10 @@ class Session(LiveOperations, GradientOperations):
         if self.random.random() < 0.02 or len(self.pairs) > 8:
             self.start()
         choices = [self.read] * 6 + [self.set] * 5 + [self.hook] * 3 + [self.edit] * 2 + [self.unset] * 2
-        choices += [self.fork] * 2 + [self.append] * 2 + [self.live] * 6 + [self.augmented_item] * 2 + [self.gradient] * 2
-        choices += [self.truncate, self.read_all, self.run, self.drop, self.weight, self.hand_out, self.let_go]
-        choices += [self.tracked]
+        choices += [self.fork] * 2 + [self.append] * 2 + [self.gradient] * 2
+        choices += [self.truncate, self.read_all, self.run, self.drop, self.weight]
+        if WITH_LIVE_VALUES:
+            choices += [self.live] * 6 + [self.augmented_item] * 2 + [self.hand_out, self.let_go, self.tracked]
         operation = self.random.choice(choices)
         index = self.random.randrange(len(self.pairs))
         pair = self.pairs[index]
@@ -502,7 +506,9 @@ class Session(LiveOperations, GradientOperations):
                     if isinstance(entry, Derived) and not torch.equal(nodes[0][name], nodes[1][name]):
                         entry.state = None  # Others than when it was made; the same ones can round differently.
             for held in pair.held:
-                held.is_outdated = held.is_outdated or not torch.equal(nodes[0][held.node.name], nodes[1][held.node.name])
+                held.is_outdated = held.is_outdated or not torch.equal(
+                    nodes[0][held.node.name], nodes[1][held.node.name]
+                )
 
     def drop(self, index, pair):
         if len(self.pairs) > 1:
