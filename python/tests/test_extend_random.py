@@ -78,6 +78,8 @@ class Session(test_trace_random.Session):
             return
         sae = Autoencoder(self.tiny.model.config.d_model, 3)
         target = self.random.choice(["resid_mid0", "resid_post0", "attn_out2"])
+        if pair.trace.model.node_name(target) == pair.trace.begin_node:
+            return  # What is given would go on under another name.
         name = f"more{len(self.log)}"
         model = pair.trace.model.splice(target, name, sae.encode, sae.decode)
         self.log.append(f"{index}: fork onto a model with {name} on {target}, alone from now on")
