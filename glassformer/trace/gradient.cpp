@@ -12,12 +12,13 @@
 namespace glassformer {
 namespace {
 
-// Note: nodes that a fast step passes over
-// They are on no path of the graph. Their gradient comes from running the open steps once more, from them to the node
-// that the fast step made, and taking the product of that node's gradient with the derivative of this little stretch.
+// Note: nodes that the step of another passes over
+// They are on no path of the graph: a fast step skips nodes, and an open one leaves those aside that only the fast one
+// takes. Their gradient comes from running the other steps once more, from them to the node that was made past them,
+// and taking the product of that node's gradient with the derivative of this little stretch.
 class Detour {
  public:
-  Detour(TraceState& trace, NodeId from, NodeId to) : trace_(trace), to_(to) {
+  Detour(TraceState& trace, NodeId from, NodeId to) : trace_(trace), to_(to), was_fast_(trace.tape.values.at(to).fast) {
     from_ = value(from).detach().clone().requires_grad_();
     values_[from] = from_;
     before_ = from;
@@ -31,7 +32,7 @@ class Detour {
 
  private:
   at::Tensor run(const Node& node) {
-    const Step& step = node.open;
+    const Step& step = node.id == to_ && !was_fast_ ? node.fast : node.open;
     std::vector<at::Tensor> inputs;
     for (const StepInput& input : step.inputs)
       inputs.push_back(is_left_out(trace_, input) ? at::Tensor() : value(input.node));
@@ -56,6 +57,7 @@ class Detour {
 
   TraceState& trace_;
   NodeId to_, before_ = -1;
+  bool was_fast_;
   at::Tensor from_;
   std::map<NodeId, at::Tensor> values_;
 };
@@ -63,9 +65,9 @@ class Detour {
 // One of the nodes or weights that are asked for.
 struct Target {
   std::string name;
-  NodeId node = -1;             // Of a node that fast steps pass over, or -1.
+  NodeId node = -1;             // Of a node that steps pass over, or -1.
   int64_t input = -1;           // The number of its tensor among those to differentiate by; -1: it has none.
-  std::vector<NodeId> ends;     // What those fast steps made,
+  std::vector<NodeId> ends;     // What those steps made,
   std::vector<size_t> at_ends;  // and the numbers of their tensors.
 };
 
@@ -110,13 +112,17 @@ class Differentiation {
     trace_.begin().require(node);
     if (const auto taped = trace_.tape.values.find(node); taped != trace_.tape.values.end())
       target.input = add_input(taped->second.given);
-    for (const auto& [end, taped] : trace_.tape.values) {
-      const std::vector<NodeId>& skipped = trace_.graph().node(end).skipped;
-      if (!taped.fast || std::count(skipped.begin(), skipped.end(), node) == 0) continue;
-      target.node = node;
-      target.ends.push_back(end);
-      target.at_ends.push_back(static_cast<size_t>(add_input(taped.computed)));
-    }
+    for (const auto& [end, taped] : trace_.tape.values)
+      if (taped.computed.defined() && is_passed_over(node, trace_.graph().node(end), taped.fast)) {
+        target.node = node;
+        target.ends.push_back(end);
+        target.at_ends.push_back(static_cast<size_t>(add_input(taped.computed)));
+      }
+  }
+
+  bool is_passed_over(NodeId node, const Node& end, bool fast) const {
+    if (fast) return std::count(end.skipped.begin(), end.skipped.end(), node) > 0;
+    return can_be_fast(trace_, end) && is_beside(trace_.graph(), end, node);
   }
 
   at::Tensor gradient_of(const Target& target, const std::vector<at::Tensor>& gradients, bool allow_unused) {

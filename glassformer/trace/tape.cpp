@@ -115,12 +115,26 @@ bool is_left_out(const TraceState& trace, const StepInput& input) {
   return input.optional && !trace.family->mask_given && entries_on(trace, input.node).empty();
 }
 
+bool is_beside(const Graph& graph, const Node& node, NodeId other) {
+  const auto leads_to = [&](const StepInput& input) { return other == input.node || graph.reaches(other, input.node); };
+  return std::any_of(node.fast.inputs.begin(), node.fast.inputs.end(), leads_to) &&
+         std::none_of(node.open.inputs.begin(), node.open.inputs.end(), leads_to);
+}
+
+bool can_be_fast(const TraceState& trace, const Node& node) {
+  return trace.begin().has_fast(node) && std::none_of(node.skipped.begin(), node.skipped.end(), [&](NodeId skipped) {
+           return !entries_on(trace, skipped).empty();
+         });
+}
+
 std::pair<const Step*, bool> recorded_step(const TraceState& trace, NodeId id) {
   const Node& node = trace.graph().node(id);
-  const bool fast =
-      trace.begin().has_fast(node) && std::none_of(node.skipped.begin(), node.skipped.end(), [&](NodeId skipped) {
-        return trace.tape.has(skipped) || !entries_on(trace, skipped).empty();
-      });
+  bool fast = can_be_fast(trace, node);
+  // On the graph of what somebody holds already, unless an edit beside it counts.
+  if (fast && std::any_of(node.skipped.begin(), node.skipped.end(), [&](NodeId at) { return trace.tape.has(at); }))
+    fast = std::any_of(trace.entries.begin(), trace.entries.end(), [&](const Entry& entry) {
+      return entry.edit->is_put() && is_beside(trace.graph(), node, entry.edit->node);
+    });
   return {fast ? &node.fast : &node.open, fast};
 }
 

@@ -49,6 +49,10 @@ void record(std::span<TraceState* const> traces, NodeId node);
 
 /// The step that makes a node in this trace when it is recorded, and whether it is the fast one.
 std::pair<const Step*, bool> recorded_step(const TraceState& trace, NodeId node);
+/// Whether there is a fast step of `node`, and nothing that it skips is edited.
+bool can_be_fast(const TraceState& trace, const Node& node);
+/// Whether `other` reaches `node` by its fast step's inputs only, as the shared norm beside the heads' own inputs.
+bool is_beside(const Graph& graph, const Node& node, NodeId other);
 /// The value of a node without a graph, whole or at some rows.
 at::Tensor plain_value(TraceState& trace, NodeId node, const RowSet& rows);
 at::Tensor plain_value(TraceState& trace, NodeId node);

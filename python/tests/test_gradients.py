@@ -489,3 +489,38 @@ def test_gradients_through_an_edited_head_input():
     expected = oracle_gradients(tiny, tokens, names, edits)
     for name, found in zip(names, trace.grad(lambda fork: loss_of(fork.logits), names), strict=True):
         assert_close(found, expected[name], 1e-9, name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
+def test_a_head_input_in_a_users_hands_leaves_the_shared_norm_its_part(name):
+    """The step that runs on the graph of a head input passes the shared norm over."""
+    tiny, tokens = subject(name), random_tokens(1, 4)
+    names = ["blocks.1.ln1.hook_out", "blocks.1.ln1.hook_scale", "blocks.1.hook_q_input", "blocks.0.hook_mlp_out"]
+    trace = tiny.model.trace(tokens).requires_grad_()
+    held = trace["q_input1"]
+    loss = loss_of(trace.logits)
+    for each in names:
+        assert_close(trace.grad(loss, each), oracle_gradients(tiny, tokens, [each])[each], 1e-9, each)
+    held.grad = None
+    loss.backward()
+    assert_close(held.grad, oracle_gradients(tiny, tokens, [names[2]])[names[2]], 1e-9)
+    trace.set(names[0], 0.5)  # What is put there counts, whoever holds the head input.
+    plain = tiny.model.trace(tokens)
+    plain.set(names[0], 0.5)
+    assert_close(trace.logits.detach(), plain.logits, 1e-12)
+
+
+def test_numbers_in_the_place_of_a_whole_node_carry_a_graph_too():
+    tiny, tokens = subject("gpt2"), random_tokens(1, 4)
+    trace = tiny.model.trace(tokens).requires_grad_()
+    trace.set("resid_pre2", 0.5)
+    trace.set("logits", 0.25)
+    stream = trace["resid_pre2"]
+    trace.logits.sum().backward()
+    assert torch.equal(trace.logits.grad, torch.ones_like(trace.logits))
+    assert stream.grad is None
+    trace.unset("logits")
+    loss_of(trace.logits).backward()
+    edits = {"blocks.2.hook_resid_pre": [([[0], range(4), range(24)], torch.tensor(0.5))]}
+    expected = oracle_gradients(tiny, tokens, ["blocks.2.hook_resid_pre"], edits)["blocks.2.hook_resid_pre"]
+    assert_close(stream.grad, expected, 1e-9)
