@@ -151,10 +151,12 @@ std::shared_ptr<Edit> TraceState::make_derived(const Node& node, const at::Tenso
   std::shared_ptr<Edit> edit = make_overlay(node, value, region, length);
   edit->made_from = source;
   edit->made_from_rows = RowSet::of(rows);
-  Lineage& under = family->lineages.at(lineage_of(node.id), node.id, length - 1);
-  if (next_unresolved(node.id) == nullptr)
-    for (const Influence& influence : under.influences())
+  if (next_unresolved(node.id) == nullptr) {
+    for (const Influence& influence : family->lineages.at(lineage_of(node.id), node.id, length - 1).influences())
       edit->made_under.emplace_back(influence.edit->id, influence.from);
+  } else {
+    edit->made_under = {{0, 0}};  // Not found out, as with a graph: under no lineage, so the numbers are compared.
+  }
   edit->made_after = edits_before(node.id);
   edit->made_epoch = weight_epoch;
   return edit;

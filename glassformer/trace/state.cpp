@@ -25,6 +25,7 @@ void cut_source(Edit& cut, const Edit& edit, const Node& node, int64_t length) {
   if (!edit.made_from.defined()) return;
   cut.made_from_rows = edit.made_from_rows.within(0, length);
   cut.made_epoch = edit.made_epoch;
+  cut.made_after = {0};  // The same edits can say something else now: a hook sees less.
   cut.made_from = edit.made_from.narrow(node.row_axis, 0, cut.made_from_rows.count());
   if (node.has_keys()) cut.made_from = cut.made_from.narrow(3, 0, std::min(length, cut.made_from.size(3)));
   for (const auto& influence : edit.made_under)

@@ -393,3 +393,71 @@ def test_a_wrong_shape_is_refused_and_nothing_lost(tiny, tokens):
         value[:, 0] = torch.zeros(7)
     assert trace.edited == []
     assert_close(trace.logits, logits(tiny, tokens), 1e-12)
+
+
+@pytest.mark.parametrize("with_graph", [False, True])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_change_made_under_an_edit_that_is_dropped(tiny, tokens, cut, with_graph):
+    """Whether the trace was cut meanwhile, and whether the value carried a graph, so that no effects were found out."""
+    trace = tiny.model.trace(tokens).requires_grad_(with_graph)
+    trace.set("resid_pre0", 0.5, region=(slice(None), 0))
+    trace["z1"] *= 2
+    if cut:
+        trace.truncate(4)
+    trace.unset("resid_pre0")
+    with pytest.raises(glassformer.OrderError, match=r"blocks.1.attn.hook_z.*an edit dropped since"):
+        trace.logits  # noqa: B018
+    trace.unset("z1")
+    assert_close(trace.logits.detach(), logits(tiny, tokens[:, : trace.length]), 1e-10)
+
+
+def test_assignments_from_the_values_own_numbers_and_with_repeated_indices(tiny, tokens):
+    trace = tiny.model.trace(tokens)
+    value = trace["resid_pre1"]
+    value[:, 0] = value[:, 1]
+    value[:, [2, 2]] = 0.5
+
+    def change(v):
+        v[:, 0] = v[:, 1]
+        v[:, 2] = 0.5
+
+    assert_close(trace.logits, logits(tiny, tokens, **{at("hook_resid_pre", 1): changed(change)}), 1e-10)
+
+
+def test_assignments_into_a_pattern_that_has_grown_or_was_cut(tiny, tokens):
+    trace = tiny.model.trace(tokens[:, :4])
+    pattern = trace["pattern1"]
+    trace.append(tokens[0, 4:].tolist())
+    pattern[:, 0] = 0.25
+    pattern[pattern > 0.9] = 0
+    change = lambda v: v[:, :, :4, :4].copy_(pattern)  # noqa: E731
+    assert_close(trace.logits, logits(tiny, tokens, **{at("attn.hook_pattern", 1): changed(change)}), 1e-10)
+    trace.truncate(3)
+    before = trace.logits
+    for chosen in ((slice(None), 0), pattern > -1):
+        with pytest.raises(glassformer.InputError, match=r"blocks.1.attn.hook_pattern"):
+            pattern[chosen] = 1
+    assert torch.equal(trace.logits, before)  # Said once, and nothing is half done.
+
+
+def test_assigning_into_a_value_that_is_no_longer_the_nodes_brings_nothing_else_back(tiny, tokens):
+    for with_graph in (False, True):
+        trace = tiny.model.trace(tokens).requires_grad_(with_graph)
+        value = trace["resid_pre1"]
+        trace.set("resid_pre1", 0.5, region=(slice(None), 0))
+        value[:, 4] = 0.25
+        change = changed(lambda v: (v[:, 0].fill_(0.5), v[:, 4].fill_(0.25)))
+        assert_close(trace.logits.detach(), logits(tiny, tokens, **{at("hook_resid_pre", 1): change}), 1e-10)
+
+
+def test_changes_that_do_not_count_leave_values_with_a_graph_alone(tiny, tokens):
+    trace = tiny.model.trace(tokens).requires_grad_()
+    with trace:
+        held = trace["resid_pre1"]
+    read, expected = trace.read("z1"), logits(tiny, tokens)
+    stream, mixed = held.detach().clone(), read.detach().clone()
+    with torch.no_grad():
+        held.zero_(), read.zero_(), trace.logits.zero_()
+    assert torch.equal(trace.read("resid_pre1").detach(), stream)
+    assert torch.equal(trace.read("z1").detach(), mixed)
+    assert_close(trace.logits.detach(), expected, 1e-10)
