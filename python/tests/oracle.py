@@ -51,6 +51,11 @@ class Derived:
     def __init__(self, before, after, n_keys, rows):
         self.before, self.after, self.n_keys, self.rows = before, after, n_keys, list(rows)
 
+    def plus(self, number):
+        """Other numbers, whatever they were made from."""
+        after = self.after + number if self.after.is_floating_point() else self.after
+        return Derived(None, after, self.n_keys, self.rows)
+
     @property
     def index(self):
         if self.n_keys is None:
@@ -93,6 +98,9 @@ class _Pass:
         return value
 
     def derived(self, name, value, change):
+        if change.before is None:
+            value[change.index] = change.after
+            return
         finite = [numbers.double().nan_to_num(neginf=-1e3) for numbers in (value[change.index], change.before)]
         if (finite[0] - finite[1]).abs().max() > 1e-9:
             raise Ambiguous(name)

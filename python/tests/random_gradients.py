@@ -2,7 +2,7 @@
 
 import torch
 from helpers import shape_of
-from oracle import Leaf, rows_of
+from oracle import Derived, Leaf, rows_of
 
 import glassformer
 
@@ -23,9 +23,10 @@ class GradientOperations:
     def gradient(self, index, pair):
         self.collect(index, pair)
         end = self.nodes[-1]  # The logits, or the last one that the trace has.
-        if self.changed_with_graph or self.may_be_ambiguous(pair, end):
-            return  # A change of a value with a graph lets gradients through, which is none of the oracle's edits.
+        if self.may_be_ambiguous(pair, end):
+            return
         floats = [n for n in self.nodes if n.name not in INPUTS and not n.name.endswith(HEAD_INPUTS)]
+        floats = [n for n in floats if self.may_edit(pair, n)]
         nodes = self.random.sample(floats, self.random.randint(1, min(3, len(floats))))
         last = self.random.random() < 0.4
         shape = shape_of(end, pair.tokens.shape[0], 1 if last else pair.trace.length - pair.first(end))
@@ -35,9 +36,12 @@ class GradientOperations:
             return ((value[:, -1:] if last else value) * weights).sum()
 
         names = [node.name for node in nodes]
-        own = pair.trace.requires_grad and self.random.random() < 0.5
+        # A change in place of a value with a graph is on the trace's own graph; to forks and the oracle it is numbers.
+        derived = any(isinstance(entry, Derived) for entries in pair.edits.values() for entry in entries)
+        own = pair.trace.requires_grad and not derived and self.random.random() < 0.7
         self.log.append(f"{index}: grad {names} last={last} own={own}")
-        expected = self.oracle_gradients(pair, nodes, lambda values: scalar(values[end.name][:, pair.first(end) :]))
+        first = pair.first(end)
+        expected = self.oracle_gradients(pair, nodes, end, lambda values: scalar(values[end.name][:, first:]))
         self.follow_weights(pair)
         try:
             asked = scalar(pair.trace.read(end.name)) if own else lambda trace: scalar(trace.read(end.name))
@@ -62,10 +66,10 @@ class GradientOperations:
         limit = 1e-9 * expected.abs().max().clamp(min=1)
         assert (found - expected).abs().max() <= limit, f"gradient of {node.name}"
 
-    def oracle_gradients(self, pair, nodes, scalar):
+    def oracle_gradients(self, pair, nodes, end, scalar):
         """By a zero that is added to each node after its edits."""
         leaves = []
-        edits = {name: list(entries) for name, entries in pair.edits.items()}
+        edits = {name: list(entries) for name, entries in self.edits_reaching(pair, end).items()}
         for node in nodes:
             shape = shape_of(node, pair.tokens.shape[0], pair.trace.length)
             leaves.append(torch.zeros(shape, dtype=torch.float64, requires_grad=True))

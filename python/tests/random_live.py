@@ -75,7 +75,6 @@ class LiveOperations:
         held = self.random.choice(known) if known and self.random.random() < 0.6 else self.hand_out(index, pair)
         if held is None:
             return
-        self.changed_with_graph = self.changed_with_graph or pair.trace.requires_grad
         if held.is_outdated and not held.is_stale and self.random.random() < 0.7:
             self.collect(index, pair)
             pair.trace.read("attention_mask")
@@ -92,17 +91,20 @@ class LiveOperations:
         held = self.hand_out(index, pair)
         if held is None or held.is_stale:
             return
-        self.changed_with_graph = self.changed_with_graph or pair.trace.requires_grad
         whole = held.rows == list(range(pair.first(held.node), pair.trace.length))
         window = pair.trace if whole else pair.trace.at(held.rows)
         self.log.append(f"{index}: augment the item")
         with torch.no_grad() if self.random.random() < 0.3 else contextlib.nullcontext():
             if held.tensor.is_floating_point() and self.random.random() < 0.8:
+                value = window[held.node.name]
+                own = held if value is held.tensor else None  # With a graph it is the very tensor.
+                del value
                 window[held.node.name] *= self.factor()
                 again = window.read(held.node.name)
                 made = self.derived(pair, held, held.baseline, again.detach().clone())
-                self.add_edit(pair, made, held.node, None)
-                held.settle()  # With a graph it is the very tensor that was changed.
+                if made.before.numpy().tobytes() != made.after.numpy().tobytes():
+                    self.add_edit(pair, made, held.node, own)
+                held.settle()
             else:
                 window[held.node.name] = window[held.node.name]
 
@@ -112,6 +114,7 @@ class LiveOperations:
     def derived(self, pair, held, before, after):
         made = Derived(before, after, held.n_keys(), held.rows)
         made.state = None if held.is_outdated else self.state_before(pair, held.node.name)
+        made.has_graph = pair.trace.requires_grad or (held.tensor is not None and held.tensor.requires_grad)
         return made
 
     def add_edit(self, pair, made, node, held):
@@ -139,8 +142,12 @@ class LiveOperations:
         picked = torch.zeros(tensor.shape, dtype=torch.bool)
         picked.view(-1)[flat[chosen].reshape(-1)] = True
         value = self.some_value(held.node, flat[chosen].shape)
-        if self.random.random() < 0.2 and isinstance(chosen, tuple) and not isinstance(chosen[-1], list | torch.Tensor):
-            value = tensor[chosen].flip(0) if flat[chosen].ndim and self.random.random() < 0.5 else tensor[chosen] * 1
+        is_view = isinstance(chosen, tuple) and self.random.random() < 0.2
+        if is_view:
+            chosen = self.random.choice([(slice(None), 0), (slice(None), slice(0, 1))])
+            picked.zero_()[chosen] = True
+            source = self.random.choice([0, -1])
+            value = tensor.detach()[:, source] if isinstance(chosen[1], int) else tensor.detach()[:, source, None]
         self.log.append(f"{index}: assign {held.node.name} {chosen} stale={held.is_stale}")
         mask, numbers, is_gone = self.in_node(pair, held, picked)
         if is_gone:
@@ -148,8 +155,11 @@ class LiveOperations:
                 tensor[chosen] = value
             held.settle()
             return
+        before = held.baseline
         tensor[chosen] = value
         held.settle()
+        if is_view and torch.equal(before, held.baseline):
+            return  # `x[i] += 0` looks the same.
         _, numbers, _ = self.in_node(pair, held, picked)
         if mask.any():
             self.add_edit(pair, (mask, numbers), held.node, held)
@@ -197,6 +207,7 @@ class LiveOperations:
         """In place and through views; it waits for the trace's next operation."""
         if sum(other.has_changed() for other in pair.held) > self.random.choice([0, 0, 1]):
             self.collect(index, pair)
+            pair.trace.core.collect()
         self.log.append(f"{index}: change {held.node.name} stale={held.is_stale}")
         tensor, chosen, factor = held.tensor, self.basic_index(held), self.factor()
         if held.node.name == "attention_mask":
@@ -330,5 +341,5 @@ def cut_derived(entry, name, length, n_past):
     rows = (slice(None), kept) if entry.n_keys is None else (slice(None), slice(None), kept, slice(length))
     n_keys = None if entry.n_keys is None else min(entry.n_keys, length)
     made = Derived(entry.before[rows], entry.after[rows], n_keys, [entry.rows[number] for number in kept])
-    made.state = None  # Others than when it was made.
+    made.state, made.has_graph = None, entry.has_graph  # Other edits than when it was made.
     return made
