@@ -102,7 +102,7 @@ class _Pass:
             value[change.index] = change.after
             return
         finite = [numbers.double().nan_to_num(neginf=-1e3) for numbers in (value[change.index], change.before)]
-        if (finite[0] - finite[1]).abs().max() > 1e-9:
+        if (finite[0] - finite[1]).abs().max() > 1e-9 * finite[0].abs().max().clamp(min=1):
             raise Ambiguous(name)
         value[change.index] = change.after
 
