@@ -26,6 +26,13 @@ std::vector<HookSegment> hook_segments(const TraceState& trace, const Entry& ent
 Request input_of(const TraceState& trace, NodeId node, const HookSegment& segment);
 /// What a hook gets; in memory that nobody else holds.
 at::Tensor hook_input(const TraceState& trace, const Node& node, const HookSegment& segment);
+/// What the hook makes of a copy of `before`: what it returned, or the copy.
+at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& segment, const Hook& hook,
+                     const at::Tensor& before);
+void remember_call(Hook& hook, uint64_t hash, const at::Tensor& input, const HookResult& result);
+/// Puts `value` into a segment of a node.
+std::shared_ptr<Edit> segment_overlay(const TraceState& trace, const Node& node, const HookSegment& segment,
+                                      const at::Tensor& value);
 HookResult hook_result(const TraceState& trace, const Node& node, const HookSegment& segment, const at::Tensor& before,
                        const at::Tensor& after);
 uint64_t hash_of(const at::Tensor& value);

@@ -9,8 +9,6 @@
 #include <c10/core/impl/COW.h>
 
 #include <algorithm>
-#include <numeric>
-#include <optional>
 
 #include "glassformer/base/errors.h"
 #include "glassformer/trace/state.h"

@@ -169,13 +169,35 @@ bool is_same(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && first_difference(a, b, RowSet(0, a.size(0)), 0) < 0;
 }
 
+at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& segment, const Hook& hook,
+                     const at::Tensor& before) {
+  const at::Tensor given = before.clone(at::MemoryFormat::Contiguous);
+  at::Tensor after;
+  {
+    const RunningHook running(trace, node.id);
+    after = hook.function(given, HookCall(node, segment.number, segment.begin, segment.end, &trace));
+  }
+  trace.require_same_weights();
+  return after.defined() ? after : given;
+}
+
+void remember_call(Hook& hook, uint64_t hash, const at::Tensor& input, const HookResult& result) {
+  if (result.overlay) hook.made.push_back(result.overlay);
+  hook.calls.emplace(hash, HookMemory{input, result});
+}
+
+std::shared_ptr<Edit> segment_overlay(const TraceState& trace, const Node& node, const HookSegment& segment,
+                                      const at::Tensor& value) {
+  Region region;
+  region.at_axis(static_cast<size_t>(node.row_axis), RowSet(segment.begin, segment.end).rows());
+  return trace.make_overlay(node, value, region, segment.end);
+}
+
 HookResult hook_result(const TraceState& trace, const Node& node, const HookSegment& segment, const at::Tensor& before,
                        const at::Tensor& after) {
   const RowSet rows(segment.begin, segment.end);
-  Region region;
-  region.at_axis(static_cast<size_t>(node.row_axis), rows.rows());
   // What the hook made may carry a graph, which the overlay keeps; nothing else here is to be recorded.
-  std::shared_ptr<Edit> overlay = trace.make_overlay(node, after, region, segment.end);
+  std::shared_ptr<Edit> overlay = segment_overlay(trace, node, segment, after);
   const at::NoGradGuard no_grad;
   HookResult result{segment.begin, segment.end, std::move(overlay), kNothing};
   const int64_t row = first_difference(result.overlay->overlay->applied(before, rows), before, rows, node.row_axis);
@@ -223,15 +245,22 @@ std::vector<Request> TraceState::needs(const Entry& entry) const {
   return requests;
 }
 
+namespace {
+
+// Some positions of a node's whole value.
+at::Tensor at_rows(const TraceState& trace, const Node& node, const at::Tensor& whole, std::vector<int64_t> rows) {
+  for (int64_t& row : rows) row -= trace.begin().first(node.id);
+  return whole.index_select(node.row_axis, at::tensor(rows, at::TensorOptions(at::kLong)).to(whole.device()));
+}
+
+}  // namespace
+
 void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor& present) {
   const Edit& edit = *entry.edit;
   const bool same_weights = trace.family->weights.epoch_of(edit.node) <= edit.made_epoch;
   if (same_weights && trace.edits_before(edit.node, &entry) == edit.made_after) return;
   const Node& node = trace.graph().node(edit.node);
-  std::vector<int64_t> rows = edit.made_from_rows.rows();
-  for (int64_t& row : rows) row -= trace.begin().first(node.id);
-  at::Tensor source =
-      present.detach().index_select(node.row_axis, at::tensor(rows, at::TensorOptions(at::kLong)).to(present.device()));
+  at::Tensor source = at_rows(trace, node, present.detach(), edit.made_from_rows.rows());
   if (node.has_keys()) source = source.narrow(3, 0, edit.made_from.size(3));
   if (is_same(source, edit.made_from)) return;
   const at::NoGradGuard no_grad;  // With and without a graph a value can differ in rounding: look without.
@@ -303,16 +332,9 @@ void TraceState::settle_hook(Entry& entry) {
       add_result(entry, same);
       continue;
     }
-    const at::Tensor given = before.clone();
-    at::Tensor after;
-    {
-      const RunningHook running(*this, node.id);
-      after = edit->hook->function(given, HookCall(node, segment.number, segment.begin, segment.end, this));
-    }
-    require_same_weights();
-    const HookResult result = hook_result(*this, node, segment, before, after.defined() ? after : given);
-    if (result.overlay) edit->hook->made.push_back(result.overlay);
-    edit->hook->calls.emplace(hash, HookMemory{before, result});
+    const at::Tensor after = call_hook(*this, node, segment, *edit->hook, before);
+    const HookResult result = hook_result(*this, node, segment, before, after);
+    remember_call(*edit->hook, hash, before, result);
     edit->hook->by_lineage[segment.key()] = result;
     add_result(entry, result);
   }
@@ -432,10 +454,7 @@ at::Tensor recorded(TraceState& trace, NodeId node, const Positions& positions) 
   const at::Tensor value = trace.in_hook < 0 ? taped.given : lazy_clone(taped.used);
   if (value.requires_grad()) value.retain_grad();  // It doesn't where numbers without a graph replace all of it.
   if (!positions) return value;
-  std::vector<int64_t> rows = trace.rows_of(node, positions);
-  for (int64_t& row : rows) row -= trace.begin().first(node);
-  return value.index_select(trace.graph().node(node).row_axis,
-                            at::tensor(rows, at::TensorOptions(at::kLong)).to(value.device()));
+  return at_rows(trace, trace.graph().node(node), value, trace.rows_of(node, positions));
 }
 
 std::vector<at::Tensor> read_plain(std::span<TraceState* const> traces, NodeId node, const Positions& positions,
@@ -462,22 +481,27 @@ std::vector<at::Tensor> read_plain(std::span<TraceState* const> traces, NodeId n
   return values;
 }
 
-// The traces for which `node` carries a graph, or the others.
-std::vector<TraceState*> those(std::span<TraceState* const> traces, NodeId node, bool with_graph) {
-  std::vector<TraceState*> found;
-  for (TraceState* trace : traces)
-    if (has_graph(*trace, node) == with_graph) found.push_back(trace);
+struct ByGraph {
+  std::vector<TraceState*> plain, with_graph;
+};
+
+// The traces for which `node` carries a graph, and the others.
+ByGraph by_graph(std::span<TraceState* const> traces, NodeId node) {
+  ByGraph found;
+  for (TraceState* trace : traces) (has_graph(*trace, node) ? found.with_graph : found.plain).push_back(trace);
   return found;
 }
 
-// What a hook makes can turn out to carry a graph.
-void find_hooks_graphs(std::span<TraceState* const> traces, NodeId node) {
-  if (!at::GradMode::is_enabled()) return;
-  const std::vector<TraceState*> plain = those(traces, node, false);
-  const bool may_find = std::any_of(plain.begin(), plain.end(), [node](TraceState* trace) {
-    return trace->has_hooks() && trace->next_unresolved(node) != nullptr;
-  });
-  if (may_find) resolve(plain, node);
+// The same once hooks that are still to be called have been: what they make can turn out to carry a graph.
+ByGraph by_graph_with_hooks(std::span<TraceState* const> traces, NodeId node) {
+  ByGraph found = by_graph(traces, node);
+  const bool may_change =
+      at::GradMode::is_enabled() && std::any_of(found.plain.begin(), found.plain.end(), [node](TraceState* trace) {
+        return trace->has_hooks() && trace->next_unresolved(node) != nullptr;
+      });
+  if (!may_change) return found;
+  resolve(found.plain, node);
+  return by_graph(traces, node);
 }
 
 }  // namespace
@@ -489,8 +513,7 @@ std::vector<at::Tensor> read_states(std::span<TraceState* const> traces, NodeId 
   check_reading(traces, node);
   if (positions && positions->empty()) throw InputError("no positions to read");
   for (TraceState* trace : traces) trace->follow_weights();
-  find_hooks_graphs(traces, node);
-  const std::vector<TraceState*> plain = those(traces, node, false), with_graph = those(traces, node, true);
+  const auto [plain, with_graph] = by_graph_with_hooks(traces, node);
   if (with_graph.empty()) return read_plain(plain, node, positions, options);
   record(with_graph, node);
   for (const TraceState* trace : with_graph) trace->require_same_weights();
@@ -512,9 +535,9 @@ void run_states(std::span<TraceState* const> traces, NodeId until) {
     for (const Entry& entry : trace->entries)
       if (entry.edit->kind == Edit::Kind::kHook && entry.edit->node <= until) hooked.insert(entry.edit->node);
   for (NodeId node : hooked) {
-    find_hooks_graphs(traces, node);
-    resolve(those(traces, node, false), node);
-    record(those(traces, node, true), node);
+    const ByGraph found = by_graph_with_hooks(traces, node);
+    resolve(found.plain, node);
+    record(found.with_graph, node);
   }
   read_states(traces, until, std::nullopt, {.keep_values = true});
 }

@@ -13,6 +13,11 @@
 
 namespace glassformer {
 
+void Taped::give(at::Tensor value) {
+  given = std::move(value);
+  used = lazy_clone(given);
+}
+
 void Tape::forget_after(const Begin& begin, NodeId node) {
   std::erase_if(values, [&](const auto& entry) { return begin.reaches(node, entry.first); });
 }
@@ -20,8 +25,7 @@ void Tape::forget_after(const Begin& begin, NodeId node) {
 void Tape::renew(const Begin& begin, NodeId node) {
   Taped& taped = values.at(node);
   if (taped.given.const_data_ptr() == taped.used.const_data_ptr() || is_same(taped.given, taped.used)) return;
-  taped.given = lazy_clone(taped.used);
-  taped.used = lazy_clone(taped.given);
+  taped.give(lazy_clone(taped.used));
   forget_after(begin, node);
 }
 
@@ -33,8 +37,7 @@ void Tape::strip(NodeId node) {
     return;
   }
   Taped& taped = found->second;
-  taped.given = lazy_clone(taped.computed);
-  taped.used = lazy_clone(taped.given);
+  taped.give(lazy_clone(taped.computed));
   taped.n_applied = 0;
 }
 
@@ -249,8 +252,7 @@ class Recorder {
     if (taped.computed.defined()) {
       if (trace.tracked && !taped.computed.requires_grad())
         taped.computed = taped.computed.detach().clone().requires_grad_();
-      taped.given = lazy_clone(taped.computed);
-      taped.used = lazy_clone(taped.given);
+      taped.give(lazy_clone(taped.computed));
     }
     trace.tape.values[id] = std::move(taped);
   }
@@ -280,8 +282,7 @@ class Recorder {
   static void take(TraceState& trace, NodeId node, at::Tensor value) {
     Taped& taped = trace.tape.values[node];
     if (trace.tracked && !value.requires_grad()) value = lazy_clone(value.detach().clone().requires_grad_());
-    taped.given = std::move(value);
-    taped.used = lazy_clone(taped.given);
+    taped.give(std::move(value));
     ++taped.n_applied;
   }
 
@@ -323,14 +324,8 @@ class Recorder {
     const Node& node = trace.graph().node(id);
     at::Tensor value = base;
     for (const HookSegment& segment : segments_of(trace, id, hook.options)) {
-      const at::Tensor before = part_of(trace, base, node, segment), given = before.clone(at::MemoryFormat::Contiguous);
-      at::Tensor after;
-      {
-        const RunningHook running(trace, id);
-        after = hook.function(given, HookCall(node, segment.number, segment.begin, segment.end, &trace));
-      }
-      trace.require_same_weights();
-      if (!after.defined()) after = given;
+      const at::Tensor before = part_of(trace, base, node, segment);
+      const at::Tensor after = call_hook(trace, node, segment, hook, before);
       value = put_segment(trace, node, segment, value, after);
       remember(trace, node, segment, hook, before, after);
     }
@@ -346,9 +341,7 @@ class Recorder {
 
   static at::Tensor put_segment(const TraceState& trace, const Node& node, const HookSegment& segment,
                                 const at::Tensor& value, const at::Tensor& after) {
-    Region region;
-    region.at_axis(static_cast<size_t>(node.row_axis), RowSet(segment.begin, segment.end).rows());
-    return trace.make_overlay(node, after, region, segment.end)->overlay->applied(value, all_rows(trace, node.id));
+    return segment_overlay(trace, node, segment, after)->overlay->applied(value, all_rows(trace, node.id));
   }
 
   // So that the same numbers without a graph are no new input.
@@ -356,9 +349,7 @@ class Recorder {
                        const at::Tensor& before, const at::Tensor& after) {
     const at::NoGradGuard no_grad;
     const at::Tensor input = before.detach().clone(at::MemoryFormat::Contiguous);
-    const HookResult result = hook_result(trace, node, segment, input, after.detach());
-    if (result.overlay) hook.made.push_back(result.overlay);
-    hook.calls.emplace(hash_of(input), HookMemory{input, result});
+    remember_call(hook, hash_of(input), input, hook_result(trace, node, segment, input, after.detach()));
   }
 
   static void watch_gradient(const TraceState& trace, NodeId id, const std::shared_ptr<Edit>& edit,

@@ -21,6 +21,9 @@ struct Taped {
   at::Tensor used;       // A clone of it, which users can't change: what later steps take.
   size_t n_applied = 0;  // How many of the node's edits are in it.
   bool fast = false;     // Made past the nodes that its step skips.
+
+  /// Hands out `value`, and uses a clone of it.
+  void give(at::Tensor value);
 };
 
 struct Tape {

@@ -96,10 +96,4 @@ class Session(test_trace_random.Session):
 def test_random_operations(kind, splices, seed, monkeypatch):
     monkeypatch.setattr(test_trace_random, "subject", spliced_subject)
     test_trace_random.LONGEST.setdefault(f"{kind}+{splices}", test_trace_random.LONGEST.get(kind, 12))
-    session = Session(f"{kind}+{splices}", seed)
-    for _ in range(test_trace_random.STEPS):
-        try:
-            session.step()
-        except Exception as error:
-            error.add_note("after\n  " + "\n  ".join(session.log))
-            raise
+    test_trace_random.go_through(Session(f"{kind}+{splices}", seed))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_close, subject
-from test_trace_random import LONGEST, STEPS, Session
+from test_trace_random import LONGEST, Session, go_through
 from tiny_models import N_CTX, random_tokens
 
 import glassformer
@@ -49,13 +49,7 @@ class LongSession(Session):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped", "mistral_window", "llama_dynamic"])
 def test_random_long_traces(name, seed):
-    session = LongSession(name, seed)
-    for _ in range(STEPS):
-        try:
-            session.step()
-        except Exception as error:
-            error.add_note("after\n  " + "\n  ".join(session.log))
-            raise
+    go_through(LongSession(name, seed))
 
 
 def scaled_reference(reference, tokens, layer, factor):

@@ -547,15 +547,19 @@ class Session(LiveOperations, GradientOperations):
             self.pairs.remove(pair)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    "name", ["gpt2", "llama", "llama_grouped", "mistral_window", "llama_dynamic", "llama_longrope"]
-)
-def test_random_operations(name, seed):
-    session = Session(name, seed)
+def go_through(session):
+    """All steps of a session; an error tells what was done before it."""
     for _ in range(STEPS):
         try:
             session.step()
         except Exception as error:
             error.add_note("after\n  " + "\n  ".join(session.log))
             raise
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "llama_grouped", "mistral_window", "llama_dynamic", "llama_longrope"]
+)
+def test_random_operations(name, seed):
+    go_through(Session(name, seed))
