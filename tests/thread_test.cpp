@@ -16,7 +16,7 @@ using namespace glassformer;
 
 namespace {
 
-// What many operations on a trace come to; the same on every thread.
+// What many operations on a trace come to; the same on every thread, to rounding.
 at::Tensor everything(const std::shared_ptr<const Model>& model, const at::Tensor& tokens) {
   Trace trace(model, tokens, {.keep = KeepValues::kBudget, .budget_bytes = 1});
   trace.hook("resid_post0", [](const at::Tensor& value, const HookCall&) { return value * 1.5; });
@@ -46,7 +46,9 @@ TEST_CASE("threads with traces of one model") {
       for (int turn = 0; turn < 5; ++turn) found[i] = everything(model, tokens);
     });
   for (std::thread& thread : threads) thread.join();
-  for (const at::Tensor& each : found) CHECK(at::equal(each, found.front()));
+  // Not bit for bit: the BLAS rounds by where its operands lie in memory, on one thread alone too.
+  const at::Tensor alone = everything(model, tokens);
+  for (const at::Tensor& each : found) CHECK(close(each, alone));
 }
 
 TEST_CASE("a family belongs to one thread at a time; its traces may end on any") {
