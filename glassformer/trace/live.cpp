@@ -44,7 +44,8 @@ bool covers_all(const LiveValue& value, const TraceState& trace) {
   return static_cast<int64_t>(value.rows.size()) == trace.length - trace.begin().first(value.node);
 }
 
-// What a user holds at the node's place, zeros around it. The node may have grown since, or been cut.
+// What a user holds at the node's place, zeros around it. The node may have grown since, or been cut. A clone goes
+// there, since torch keeps for the gradient what is copied, and the user may change it again.
 at::Tensor in_place(const at::Tensor& part, const LiveValue& value, const Node& node,
                     const std::vector<int64_t>& shape) {
   const auto row_axis = static_cast<size_t>(node.row_axis);
@@ -53,7 +54,7 @@ at::Tensor in_place(const at::Tensor& part, const LiveValue& value, const Node& 
   wide[row_axis] = std::max(shape[row_axis], value.rows.back() + 1);
   if (node.has_keys()) wide[3] = std::max(shape[3], part.size(3));
   const at::Tensor placed = at::zeros(wide, part.options());
-  (node.has_keys() ? placed.narrow(3, 0, part.size(3)) : placed).index_copy_(node.row_axis, rows, part);
+  (node.has_keys() ? placed.narrow(3, 0, part.size(3)) : placed).index_copy_(node.row_axis, rows, lazy_clone(part));
   const at::Tensor kept = placed.narrow(node.row_axis, 0, shape[row_axis]);
   return node.has_keys() ? kept.narrow(3, 0, shape[3]) : kept;
 }
@@ -71,10 +72,10 @@ Region in_node(const Region& region, const LiveValue& value, const Node& node, c
   bool has_rows = false, has_keys = false;
   for (Region::AxisIndices axis : region.axes()) {
     has_keys = has_keys || axis.axis == 3;
-    if (axis.axis == row_axis) {
-      has_rows = true;
-      for (int64_t& index : axis.indices)
-        index = value.rows[static_cast<size_t>(index < 0 ? index + static_cast<int64_t>(value.rows.size()) : index)];
+    has_rows = has_rows || axis.axis == row_axis;
+    for (int64_t& index : axis.indices) {
+      if (index < 0) index += value.held.size(static_cast<int64_t>(axis.axis));  // The node may have more keys by now.
+      if (axis.axis == row_axis) index = value.rows[static_cast<size_t>(index)];
     }
     whole.at_axis(axis.axis, axis.indices, axis.drop);
   }

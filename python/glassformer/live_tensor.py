@@ -30,12 +30,14 @@ class LiveTensor(torch.Tensor):
         super().__setitem__(index, value)
         region = _region(index)
         tensor = value if isinstance(value, torch.Tensor) else None
+        # What was there before has no part in the numbers, so its graph has none either.
+        numbers = self if tensor is not None and tensor.requires_grad else self.detach()
         if region is not None:
-            core.assigned(self, region, self[index], tensor)
+            core.assigned(self, region, numbers[index], tensor)
             return
         mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         mask[index] = True
-        core.assigned(self, mask, self, tensor)
+        core.assigned(self, mask, numbers, tensor)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         return self.clone()

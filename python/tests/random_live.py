@@ -85,6 +85,7 @@ class LiveOperations:
             held.release()
         if held.is_outdated or self.random.random() < 0.4:
             self.collect(index, pair)
+            pair.trace.core.collect()
 
     def augmented_item(self, index, pair):
         """`trace[name] += 1` and such, also on a window; `trace[name] = trace[name]`."""
@@ -147,7 +148,8 @@ class LiveOperations:
             chosen = self.random.choice([(slice(None), 0), (slice(None), slice(0, 1))])
             picked.zero_()[chosen] = True
             source = self.random.choice([0, -1])
-            value = tensor.detach()[:, source] if isinstance(chosen[1], int) else tensor.detach()[:, source, None]
+            value = tensor.detach().narrow(1, source, 1)
+            value = value[:, 0] if isinstance(chosen[1], int) else value
         self.log.append(f"{index}: assign {held.node.name} {chosen} stale={held.is_stale}")
         mask, numbers, is_gone = self.in_node(pair, held, picked)
         if is_gone:

@@ -450,6 +450,42 @@ def test_assigning_into_a_value_that_is_no_longer_the_nodes_brings_nothing_else_
         assert_close(trace.logits.detach(), logits(tiny, tokens, **{at("hook_resid_pre", 1): change}), 1e-10)
 
 
+def test_numbers_assigned_into_a_value_with_a_graph_stay_when_it_is_changed_later(tiny, tokens):
+    """Of a window, by an index that is no product; gradients go around them."""
+    trace = tiny.model.trace(tokens).requires_grad_()
+    with trace:
+        held = trace.at([0, 2])["mlp_out1"]
+        held[:, torch.tensor([1, 1])] = 0.5
+    with torch.no_grad():
+        held.zero_()
+    found = trace.grad(trace.logits.sum(), "resid_pre1")
+    fork = tiny.model.trace(tokens)
+    fork.set("mlp_out1", 0.5, region=(slice(None), 2))
+    assert_close(found, fork.grad(lambda trace: trace.logits.sum(), "resid_pre1"), 1e-10)
+
+
+@pytest.mark.parametrize("index", [(0, 2), (slice(None), torch.tensor([2, 2]))], ids=["product", "pairs"])
+def test_numbers_assigned_into_a_value_with_a_graph_stay_when_weights_change(tokens, index):
+    tiny = subject.__wrapped__("llama")
+    trace = tiny.model.trace(tokens[:1]).requires_grad_()
+    trace["mlp_out1"][index] = 0.5
+    with torch.no_grad():
+        tiny.model.weights["blocks.1.mlp.out.weight"].mul_(0.5)
+    found = trace.grad(trace.logits.sum(), "resid_pre1")
+    fork = tiny.model.trace(tokens[:1])
+    fork.set("mlp_out1", 0.5, region=(slice(None), 2))
+    assert_close(found, fork.grad(lambda trace: trace.logits.sum(), "resid_pre1"), 1e-10)
+
+
+def test_a_key_counted_from_the_end_is_the_values_own_after_an_append(tiny, tokens):
+    trace, fork = tiny.model.trace(tokens[:, :4]), tiny.model.trace(tokens)
+    held = trace["pattern1"]
+    trace.append(tokens[:, 4:])
+    held[:, 0, :, -3] = 0.5
+    fork.set("pattern1", 0.5, region=(slice(None), 0, [0, 1, 2, 3], 1))
+    assert_close(trace.logits, fork.logits, 1e-10)
+
+
 def test_changes_that_do_not_count_leave_values_with_a_graph_alone(tiny, tokens):
     trace = tiny.model.trace(tokens).requires_grad_()
     with trace:
