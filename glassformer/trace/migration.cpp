@@ -170,9 +170,9 @@ void Migration::move_values(const TraceState& trace, TraceState& made) {
     if (twin < 0 || trace.begin().first(twin) == Begin::kNever) continue;
     const Node& before = trace.graph().node(twin);
     const RowSet rows(trace.begin().first(twin), trace.length);
-    move_cell(rows.intervals().front(), old.root(), before, node, *made.family);
-    for (const Part& part : old.parts(trace.lineage_of(twin), before, rows))
-      move_cell(part.rows, *part.lineage, before, node, *made.family);
+    for (Lineage* lineage : {&trace.given_lineage(twin), &trace.lineage_of(twin)})
+      for (const Part& part : old.parts(*lineage, before, rows))
+        move_cell(part.rows, *part.lineage, before, node, *made.family);
   }
 }
 

@@ -40,12 +40,16 @@ TraceState::~TraceState() {
 
 // --- Giving ----------------------------------------------------------------------------------------------------------
 
-void TraceState::give(NodeId node, int64_t first, const at::Tensor& value) {
+Lineage& TraceState::given_lineage(NodeId node) const {
   std::vector<Influence> tokens_only;
   for (const Entry& entry : entries)
     if (entry.edit->kind == Edit::Kind::kTokens) tokens_only.push_back({entry.edit.get(), entry.edit->first_row});
   if (node != begin().source()) tokens_only.clear();
-  Cell& cell = family->lineages.intern(std::move(tokens_only)).cell(graph().node(node));
+  return family->lineages.intern(std::move(tokens_only));
+}
+
+void TraceState::give(NodeId node, int64_t first, const at::Tensor& value) {
+  Cell& cell = given_lineage(node).cell(graph().node(node));
   family->shelf.keep(cell);
   const RowSet missing = RowSet(first, first + value.size(1)).without(cell.valid());  // A fork may have been here.
   for (const Interval& part : missing.intervals())

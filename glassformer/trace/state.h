@@ -55,6 +55,8 @@ struct TraceState {
   void truncate(int64_t to_length);
   void cut_edits(int64_t to_length);
   void give(NodeId node, int64_t begin, const at::Tensor& value);
+  /// Of what was given for a node, before any edit.
+  Lineage& given_lineage(NodeId node) const;
   void update_length_class();
 
   // --- Edits (state.cpp)

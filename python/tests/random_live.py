@@ -98,14 +98,15 @@ class LiveOperations:
         with torch.no_grad() if self.random.random() < 0.3 else contextlib.nullcontext():
             if held.tensor.is_floating_point() and self.random.random() < 0.8:
                 value = window[held.node.name]
-                own = held if value is held.tensor else None  # With a graph it is the very tensor.
+                own = next((other for other in pair.held if other.tensor is value), None)  # Where there is a graph.
                 del value
                 window[held.node.name] *= self.factor()
                 again = window.read(held.node.name)
                 made = self.derived(pair, held, held.baseline, again.detach().clone())
                 if made.before.numpy().tobytes() != made.after.numpy().tobytes():
                     self.add_edit(pair, made, held.node, own)
-                held.settle()
+                for settled in (held, own or held):
+                    settled.settle()
             else:
                 window[held.node.name] = window[held.node.name]
 
@@ -143,7 +144,8 @@ class LiveOperations:
         picked = torch.zeros(tensor.shape, dtype=torch.bool)
         picked.view(-1)[flat[chosen].reshape(-1)] = True
         value = self.some_value(held.node, flat[chosen].shape)
-        is_view = isinstance(chosen, tuple) and self.random.random() < 0.2
+        # With a graph it would end there, as torch has it, without a number that is another.
+        is_view = isinstance(chosen, tuple) and not tensor.requires_grad and self.random.random() < 0.2
         if is_view:
             chosen = self.random.choice([(slice(None), 0), (slice(None), slice(0, 1))])
             picked.zero_()[chosen] = True

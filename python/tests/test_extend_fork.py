@@ -116,6 +116,19 @@ def test_a_branch_and_a_mask_come_along(tiny):
     assert_close(fork.logits, other.logits, 1e-10)
 
 
+def test_tokens_of_a_branch_come_along_below_an_edit_of_them(tiny):
+    tokens = random_tokens(1, 5)
+    trace = tiny.model.trace(tokens[:, :3])
+    branch = trace.fork()
+    trace.append(tokens[:, :1])
+    branch.append(tokens[:, 3:])
+    branch.set("hook_tokens", 7, (slice(None), slice(2, 4)))
+    branch.read("logits")
+    fork = branch.fork(spliced(tiny, "resid_post1", Autoencoder(tiny.model.config.d_model)))
+    fork.unset("hook_tokens")
+    assert_close(fork.logits, tiny.model.trace(tokens).logits, 1e-10)
+
+
 def test_lengths_that_change_rotary_angles():
     tiny = subject("llama_dynamic")
     model = spliced(tiny, "k1", Autoencoder(tiny.model.config.d_head))
