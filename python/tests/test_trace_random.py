@@ -279,7 +279,8 @@ class Session(LiveOperations, GradientOperations):
                 continue
             if not ambiguous:
                 break
-        if ambiguous and not torch.equal(*values):
+        rows = rows_of(node.name, pair.first(node), pair.trace.length)
+        if ambiguous and not torch.equal(*(value[rows] for value in values)):
             raise Ambiguous(*ambiguous)
         return values[0]
 
