@@ -54,7 +54,7 @@ TEST_CASE("a change in place of what was handed out is an edit") {
 TEST_CASE("an edit below a change in place is refused, and one of a value that is no longer the node's too") {
   const auto model = tiny_gpt2();
   Trace trace(model, some_tokens(*model, 1, 5));
-  const at::Tensor low = trace.hand_out("resid_post0"), high = trace.hand_out("resid_post1");
+  const at::Tensor high = trace.hand_out("resid_post1"), low = trace.hand_out("resid_post0");
   high.mul_(2);
   low.mul_(2);  // Both wait: the lower one first, and the upper one was made from another value.
   CHECK_THROWS_AS(trace.collect(), StaleEditError);

@@ -486,6 +486,19 @@ def test_a_key_counted_from_the_end_is_the_values_own_after_an_append(tiny, toke
     assert_close(trace.logits, fork.logits, 1e-10)
 
 
+def test_changes_that_wait_together_are_collected_in_computing_order(tiny, tokens):
+    """Whichever was handed out or changed first: the upper one was made from what the lower one's change replaces."""
+    for first, second in (("resid_pre1", "resid_post1"), ("resid_post1", "resid_pre1")):
+        trace = tiny.model.trace(tokens)
+        held = {name: trace[name] for name in (first, second)}
+        for value in held.values():
+            value *= 2
+        with pytest.raises(glassformer.StaleEditError, match=r"blocks\.1\.hook_resid_post.*read it again"):
+            trace.read("logits")
+        expected = logits(tiny, tokens, **{at("hook_resid_pre", 1): changed(lambda v: v.mul_(2))})
+        assert_close(trace.logits, expected, 1e-10)
+
+
 def test_changes_that_do_not_count_leave_values_with_a_graph_alone(tiny, tokens):
     trace = tiny.model.trace(tokens).requires_grad_()
     with trace:
