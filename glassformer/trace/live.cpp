@@ -32,7 +32,13 @@ bool LiveValue::has_changed() {
   return false;
 }
 
-bool LiveValue::is_released() const { return held.use_count() == 1 && held.storage().use_count() == 1; }
+// A Python object around the tensor holds one reference to it, and lives itself as long as we hold another.
+bool LiveValue::is_released() const {
+  const c10::impl::PyObjectSlot* const wrapped = held.unsafeGetTensorImpl()->pyobj_slot();
+  const bool in_python = wrapped->load_pyobj() != nullptr;
+  const bool is_ours = in_python ? held.use_count() == 2 && wrapped->has_unique_reference() : held.use_count() == 1;
+  return is_ours && held.storage().use_count() == 1;
+}
 
 namespace {
 

@@ -74,6 +74,7 @@ class LiveOperations:
         known = [held for held in pair.held if held.released is None and self.may_edit(pair, held.node)]
         held = self.random.choice(known) if known and self.random.random() < 0.6 else self.hand_out(index, pair)
         if held is None:
+            pair.trace.core.collect()
             return
         if held.is_outdated and not held.is_stale and self.random.random() < 0.7:
             self.collect(index, pair)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -497,6 +498,24 @@ def test_changes_that_wait_together_are_collected_in_computing_order(tiny, token
             trace.read("logits")
         expected = logits(tiny, tokens, **{at("hook_resid_pre", 1): changed(lambda v: v.mul_(2))})
         assert_close(trace.logits, expected, 1e-10)
+
+
+@pytest.mark.parametrize("with_graph", [False, True])
+def test_what_a_user_has_let_go_of_is_let_go_of(tiny, tokens, with_graph):
+    """Its memory too; a change that was made before still counts."""
+    trace = tiny.model.trace(tokens, keep="needed").requires_grad_(with_graph)
+    value = trace["resid_post1"]
+    value *= 2
+    change = weakref.ref(value)
+    del value
+    expected = logits(tiny, tokens, **{at("hook_resid_post", 1): changed(lambda v: v.mul_(2))})
+    assert_close(trace.logits.detach(), expected, 1e-10)
+    value = trace.at([1, 2])["z1"]
+    window = weakref.ref(value)
+    del value
+    trace.unset("resid_post1")
+    assert window() is None
+    assert with_graph or change() is None
 
 
 def test_changes_that_do_not_count_leave_values_with_a_graph_alone(tiny, tokens):

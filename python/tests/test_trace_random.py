@@ -28,6 +28,7 @@ PASSED_OVER = (
     "ln2.hook_normalized",
     "final.hook_scale",
 )
+BY_LENGTH = ("dynamic", "longrope")
 SHARED_NORM = ("ln1.hook_scale", "ln1.hook_normalized", "ln1.hook_out")
 
 
@@ -349,7 +350,7 @@ class Session(LiveOperations, GradientOperations):
                 return node
 
     def may_edit(self, pair, node):
-        if node.name == "positions" and self.tiny.model.config.rope.scaling in ("dynamic", "longrope"):
+        if node.name == "positions" and self.tiny.model.config.rope.scaling in BY_LENGTH:
             return False  # The scaling of transformers looks at the largest position, ours at the length.
         layer = ".".join(node.name.split(".")[:2])
         own, other = node.name[len(layer) + 1 :], ()
@@ -482,10 +483,12 @@ class Session(LiveOperations, GradientOperations):
         else:
             pair.trace.append(tokens)
         self.detach(pair, None)
+        scaled = self.tiny.model.config.rope.scaling in BY_LENGTH
         for entries in pair.edits.values():
             for entry in entries:
-                # A fork that is overtaken gets tokens of its own, and with a graph values can differ in rounding.
-                if isinstance(entry, Derived) and entry.has_graph:
+                # A fork that is overtaken gets tokens of its own, and with a graph values can differ in rounding; so
+                # can those that are made anew since the length may have turned the keys.
+                if isinstance(entry, Derived) and (entry.has_graph or scaled):
                     entry.state = None
         pair.begins.append(pair.tokens.shape[1])
         pair.tokens = torch.cat([pair.tokens, tokens], dim=1)
