@@ -29,6 +29,7 @@ set(public_headers
     analysis/attribution.h
     analysis/explain.h
     analysis/explanation.h
+    analysis/factored_matrix.h
     analysis/lens.h
     analysis/patching.h
     view/page.h

@@ -13,5 +13,6 @@ void bind_extend(pybind11::module_& module);
 void bind_trace(pybind11::module_& module);
 void bind_generate(pybind11::module_& module);
 void bind_analysis(pybind11::module_& module);
+void bind_factored(pybind11::module_& module);
 
 }  // namespace glassformer

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_core, module) {
   glassformer::bind_trace(module);
   glassformer::bind_generate(module);
   glassformer::bind_analysis(module);
+  glassformer::bind_factored(module);
 }

@@ -1,1 +1,6 @@
 """TransformerLens' vocabulary over Glassformer: what version 3.9.0 of it understands by its names."""
+
+from glassformer.transformer_lens.FactoredMatrix import FactoredMatrix
+from glassformer.transformer_lens.SVDInterpreter import SVDInterpreter
+
+__all__ = ["FactoredMatrix", "SVDInterpreter"]
