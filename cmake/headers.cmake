@@ -31,6 +31,7 @@ set(public_headers
     analysis/explanation.h
     analysis/lens.h
     analysis/patching.h
+    analysis/ranking.h
     view/page.h
     view/terminal.h)
 
