@@ -1,176 +1,17 @@
 """Hook points in modules of one's own: the same script on our classes and on TransformerLens', with equal records."""
 
-import contextlib
 import copy
 import functools
 import logging
 import random
-import types
-import warnings
 
 import pytest
 import torch
 import transformer_lens.hook_points as judge_points
-from torch import nn
-from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion import (
-    BaseTensorConversion as JudgeConversion,
-)
-from transformer_lens.HookedRootModule import HookedRootModule as JudgeRoot
-from transformer_lens.utilities import Slice as JudgeSlice
+from tl_hook_sessions import JUDGE, OURS, RAISED, Session, both, doubled, error_class, inputs
 
 import glassformer.transformer_lens.hook_points as our_points
 from glassformer.transformer_lens.HookedRootModule import HookedRootModule
-from glassformer.transformer_lens.utilities import Slice
-
-
-def modules_of(root, point):
-    """The test's modules, written once, on one side's classes."""
-
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
-            self.hook_in, self.hook_out = point(), point()
-
-        def forward(self, x):
-            return self.hook_out(torch.tanh(self.linear(self.hook_in(x))))
-
-    class Small(root):
-        """`batch pos 4`, two layers, a scalar at the end if `scalar`."""
-
-        def __init__(self, first=None):
-            super().__init__()
-            self.hook_embed = point()
-            self.blocks = nn.ModuleList([Layer(), Layer()])
-            self.heads = nn.ModuleDict({"hook_z": point()})
-            self.final = nn.Sequential(nn.Linear(4, 2), point())
-            self.setup()
-
-        def forward(self, x, scale=1.0, scalar=False):
-            x = self.hook_embed(x * scale)
-            for block in self.blocks:
-                x = x + block(x)
-            heads = self.heads["hook_z"](x.reshape(*x.shape[:-1], 2, 2))
-            x = self.final(heads.reshape(x.shape))
-            return x.square().sum() if scalar else x
-
-    class TwoOutputs(root):
-        """A point that a pair goes through, one that is used twice, and one that is never used."""
-
-        def __init__(self):
-            super().__init__()
-            self.hook_pair, self.hook_twice, self.hook_never = point(), point(), point()
-            self.linear = nn.Linear(4, 8)
-            self.setup()
-
-        def forward(self, x):
-            left, right = self.hook_pair(self.linear(self.hook_twice(x)).split(4, -1))
-            return self.hook_twice(left), right
-
-    class Outer(root):
-        """A root inside a root, and one hook point under two names."""
-
-        def __init__(self):
-            super().__init__()
-            self.inner = Small()
-            self.hook_last = point()
-            self.again = self.inner.hook_embed
-            self.setup()
-
-        def forward(self, x):
-            return self.hook_last(self.again(self.inner(x).sum()))
-
-    return types.SimpleNamespace(Small=Small, TwoOutputs=TwoOutputs, Outer=Outer)
-
-
-OURS = types.SimpleNamespace(
-    points=our_points,
-    point=our_points.HookPoint,
-    slice=Slice,
-    conversion=our_points.BaseTensorConversion,
-    **vars(modules_of(HookedRootModule, our_points.HookPoint)),
-)
-JUDGE = types.SimpleNamespace(
-    points=judge_points,
-    point=judge_points.HookPoint,
-    slice=JudgeSlice,
-    conversion=JudgeConversion,
-    **vars(modules_of(JudgeRoot, judge_points.HookPoint)),
-)
-RAISED = (AssertionError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, ZeroDivisionError)
-
-
-def numbers(value):
-    """Something that == can compare, bit for bit."""
-    if isinstance(value, torch.Tensor):
-        return ("tensor", tuple(value.shape), value.requires_grad, value.detach().flatten().tolist())
-    if isinstance(value, dict):
-        return [(key, numbers(each)) for key, each in value.items()]
-    if isinstance(value, list | tuple):
-        return [type(value).__name__, *map(numbers, value)]
-    return value
-
-
-def inputs(seed=0, pos=3):
-    return torch.randn(2, pos, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Session:
-    """One side's module and what was seen of it."""
-
-    def __init__(self, side, kind="Small"):
-        torch.manual_seed(5)
-        self.side, self.log = side, []
-        self.module = getattr(side, kind)().double()
-
-    def hook(self, label, returned=None):
-        """A hook that writes down what it sees, and returns `returned(value)`."""
-
-        def hook(value, hook):
-            self.log.append((label, hook.name, numbers(value), dict(hook.ctx)))
-            hook.ctx[label] = hook.ctx.get(label, 0) + 1
-            return None if returned is None else returned(value)
-
-        return hook
-
-    def note(self, what):
-        self.log.append(numbers(what))
-
-    def state(self):
-        """All that is known about hooks from outside."""
-        points = self.module.hook_dict.items()
-        self.note([(name, repr(point), point.name, dict(point.ctx)) for name, point in points])
-        self.note([(h.is_permanent, h.context_level) for _, p in points for h in p.fwd_hooks + p.bwd_hooks])
-        self.note([self.module.is_caching, self.module.context_level])
-        for options in ({}, {"dir": "fwd"}, {"dir": "bwd"}, {"including_permanent": False}):
-            found = self.module.list_hooks(**options)
-            self.note([(name, [h.is_permanent for h in handles]) for name, handles in found.items()])
-
-
-def both(script, kind="Small"):
-    """Run the script on both sides; the records, and what is raised, must be equal. Returns ours."""
-    records = []
-    for side in (OURS, JUDGE):
-        session = Session(side, kind)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                script(session)
-            except RAISED as error:
-                session.log.append(("raised", error_class(error)))
-        records.append(session.log)
-    assert records[0] == records[1]
-    assert records[0]
-    return records[0]
-
-
-def error_class(error):
-    """The built-in class of an error; ours are also one."""
-    return next(each for each in type(error).__mro__ if each.__module__ == "builtins" and each in RAISED)
-
-
-def doubled(value):
-    return value * 2
 
 
 @pytest.mark.parametrize("kind", ["Small", "TwoOutputs", "Outer"])
@@ -229,6 +70,14 @@ def test_levels_and_nested_blocks():
         s.note(m.run_with_hooks(inputs(), 2.0, fwd_hooks=[("final.1", s.hook("run", doubled))], reset_hooks_end=False))
         s.note(m.run_with_hooks(inputs(), fwd_hooks=[("final.1", s.hook("run 2", doubled))], scale=0.5))
         s.state()
+
+    both(script)
+
+
+def test_torchs_own_hooks_on_the_root():
+    def script(s):
+        s.module.register_forward_hook(lambda module, args, output: output * 3)
+        s.note([s.module.run_with_hooks(inputs()), s.module.run_with_cache(inputs())])
 
     both(script)
 
@@ -471,7 +320,8 @@ def test_two_outputs():
         m = s.module
         m.add_hook("hook_pair", s.hook("pair", lambda pair: (pair[1], pair[0] * 2)))
         m.add_hook("hook_twice", s.hook("twice", doubled))
-        m.add_hook(lambda name: True, s.hook("back", doubled), dir="bwd")
+        m.add_hook("hook_pair", s.hook("back of the pair"), dir="bwd")
+        m.add_hook("hook_twice", s.hook("back", doubled), dir="bwd")
         x = inputs().requires_grad_()
         left, right = m(x)
         s.note([left, right])
@@ -516,7 +366,7 @@ def test_aliases_and_conversions():
         point.add_hook(s.hook("aliases", doubled), alias_names=["blocks.7.x", "y"])
         point.add_hook(s.hook("none", doubled), alias_names=[])
         point.add_hook(lambda value, hook: s.note([hook.name, hook.layer()]), alias_names=["blocks.7.x"])
-        point.add_hook(s.hook("back", lambda grad: (grad * 2,)), dir="bwd")
+        point.add_hook(s.hook("back", doubled), dir="bwd")
         x = inputs().requires_grad_()
         for conversion in (None, Transposed(), Half(lambda value: value + 1, lambda value: value - 3)):
             point.enable_reshape(conversion)
@@ -621,113 +471,3 @@ def test_running_the_hooks_without_torch_is_the_same():
                 judge(x).backward(torch.ones_like(x))
                 expected, found = x.grad, ours.run_hooks(torch.ones_like(x), "bwd")
             assert torch.equal(found, expected)
-
-
-class RandomScript:
-    """Random operations, the same for both sides: choices come from a generator of their own."""
-
-    def __init__(self, seed, steps):
-        self.seed, self.steps = seed, steps
-
-    def __call__(self, s):
-        self.choose, self.s, self.count = random.Random(self.seed), s, 0
-        self.operations(self.steps, depth=0)
-        s.state()
-
-    def operations(self, steps, depth):
-        menu = ["add", "add", "perma", "point", "remove", "reset", "block", "run", "run", "cache", "caching", "with"]
-        for _ in range(steps):
-            getattr(self, "do_" + self.choose.choice(menu))(depth)
-
-    def hook(self):
-        self.count += 1
-        kind = self.choose.choice(["none", "none", "scaled", "shifted"])
-        factor = self.choose.uniform(0.5, 1.5)
-        made = {"none": None, "scaled": lambda v: v * factor, "shifted": lambda v: v + factor}[kind]
-        return self.s.hook(self.count, made)
-
-    def name(self):
-        names = list(self.s.module.hook_dict)
-        part = self.choose.choice(["hook_in", "hook", "blocks.0", "nothing"])
-        return self.choose.choice([self.choose.choice(names), lambda name: part in name])
-
-    def dir(self, both=False):
-        return self.choose.choice(["fwd", "bwd", "both"] if both else ["fwd", "fwd", "bwd"])
-
-    def pairs(self):
-        return [(self.name(), self.hook()) for _ in range(self.choose.randrange(3))]
-
-    def flag(self, often=0.5):
-        return self.choose.random() < often
-
-    def do_add(self, depth):
-        level = self.choose.choice([None, 0, 1, 2])
-        self.s.module.add_hook(self.name(), self.hook(), self.dir(), self.flag(0.2), level, self.flag())
-
-    def do_perma(self, depth):
-        self.s.module.add_perma_hook(self.name(), self.hook(), self.dir())
-
-    def do_point(self, depth):
-        point = self.choose.choice(list(self.s.module.hook_points()))
-        point.add_hook(self.hook(), self.dir(), prepend=self.flag())
-
-    def do_remove(self, depth):
-        point = self.choose.choice(list(self.s.module.hook_points()))
-        point.remove_hooks(self.dir(both=True), self.flag(0.2), self.choose.choice([None, None, 1, 2]))
-
-    def do_reset(self, depth):
-        level = self.choose.choice([None, 1, 2])
-        self.s.module.reset_hooks(self.flag(), self.dir(both=True), self.flag(0.2), level)
-        self.s.state()
-
-    def run(self, call):
-        x = inputs(self.choose.randrange(9)).requires_grad_()
-        try:
-            made = call(x)
-            out = made[0] if isinstance(made, tuple) else made
-            if out.requires_grad and out.ndim == 0 and x.grad is None:
-                out.backward()
-            self.s.note([made, x.grad])
-        except RuntimeError:
-            self.s.note("RuntimeError")
-
-    def do_run(self, depth):
-        scalar = self.flag(0.7)
-        self.run(lambda x: self.s.module(x, scalar=scalar))
-
-    def do_with(self, depth):
-        options = {"reset_hooks_end": self.flag(0.8), "clear_contexts": self.flag(0.3), "scalar": self.flag()}
-        fwd, bwd = self.pairs(), self.pairs()
-        self.run(lambda x: self.s.module.run_with_hooks(x, fwd_hooks=fwd, bwd_hooks=bwd, **options))
-
-    def do_cache(self, depth):
-        names = self.choose.choice([None, self.name(), list(self.s.module.hook_dict)[::2]])
-        backward = self.flag()
-        options = {"remove_batch_dim": self.flag(), "pos_slice": self.choose.choice([None, 1, (0, 2), [2, 0]])}
-        options |= {"reset_hooks_end": self.flag(0.8), "clear_contexts": self.flag(0.2)}
-        self.run(
-            lambda x: self.s.module.run_with_cache(x, names_filter=names, incl_bwd=backward, scalar=backward, **options)
-        )
-
-    def do_caching(self, depth):
-        cache = self.s.module.add_caching_hooks(self.name(), incl_bwd=self.flag(), remove_batch_dim=self.flag())
-        self.do_run(depth)
-        self.s.note(cache)
-
-    def do_block(self, depth):
-        if depth == 3:
-            return
-        fails = self.flag(0.2)
-        with contextlib.suppress(ZeroDivisionError):
-            block = self.s.module.hooks(self.pairs(), self.pairs(), self.flag(0.8), self.flag(0.3))
-            with block:
-                self.operations(self.choose.randrange(6), depth + 1)
-                if fails:
-                    raise ZeroDivisionError
-        self.s.state()
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_random_operations(seed):
-    record = both(RandomScript(seed, steps=40))
-    assert len(record) > 200
