@@ -32,6 +32,7 @@ set(public_headers
     analysis/factored_matrix.h
     analysis/lens.h
     analysis/patching.h
+    analysis/ranking.h
     view/page.h
     view/terminal.h)
 

@@ -6,6 +6,7 @@
 #include "glassformer/analysis/explain.h"
 #include "glassformer/analysis/lens.h"
 #include "glassformer/analysis/patching.h"
+#include "glassformer/analysis/ranking.h"
 #include "glassformer/view/page.h"
 #include "glassformer/view/terminal.h"
 #include "python/bindings/bindings.h"
@@ -55,6 +56,11 @@ void bind_analysis(py::module_& module) {
         return logit_lens(trace, {positions, top_k, target, return_logits, {}});
       },
       py::arg("trace"), py::arg("positions"), py::arg("top_k"), py::arg("target"), py::arg("return_logits"), Release());
+  py::class_<TokenRanking>(module, "TokenRanking")
+      .def_readonly("probabilities", &TokenRanking::probabilities)
+      .def_readonly("order", &TokenRanking::order)
+      .def_readonly("ranks", &TokenRanking::ranks);
+  module.def("rank_tokens", &rank_tokens, py::arg("logits"), Release());
   py::class_<Contribution>(module, "Contribution")
       .def_readonly("name", &Contribution::name)
       .def_readonly("kind", &Contribution::kind)

@@ -310,6 +310,13 @@ def logit_lens(
     trace: Trace, positions: Sequence[int] | None, top_k: int, target: int | None, return_logits: bool
 ) -> LensResult: ...
 
+class TokenRanking:
+    probabilities: torch.Tensor
+    order: torch.Tensor
+    ranks: torch.Tensor
+
+def rank_tokens(logits: torch.Tensor) -> TokenRanking: ...
+
 class Contribution:
     name: str
     kind: str

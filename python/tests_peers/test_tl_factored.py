@@ -433,5 +433,5 @@ def test_plain_tensors(capsys):
             judge_utilities.check_structure(t1, t2, verbose=verbose)
             assert found == capsys.readouterr().out
     for t1, t2 in [(square, tensor[0]), (tensor, tensor)]:
-        with pytest.raises(ValueError):
+        with pytest.raises(AssertionError):
             utilities.check_structure(t1, t2)
