@@ -102,7 +102,7 @@ Json json_of(const Facts& facts, bool weights) {
                {"n_ctx", config.n_ctx},
                {"activation", name_of(config.activation)},
                {"gated_mlp", config.gated_mlp},
-               {"norm", config.norm == Norm::kRmsNorm ? "RMS norm" : "layer norm"},
+               {"norm", name_of(config.norm)},
                {"norm_eps", config.norm_eps},
                {"rope", rope_json(config)},
                {"tied_unembed", config.tied_unembed},
@@ -136,7 +136,7 @@ std::string dtype_words(const std::map<std::string, int64_t>& dtypes) {
 }
 
 std::string position_words(const ModelConfig& config) {
-  if (config.positions == PositionEmbedding::kLearned) return "learned";
+  if (config.positions != PositionEmbedding::kRotary) return name_of(config.positions);
   const Rope& rope = config.rope;
   std::string text = str("rotary, base ", rope.base, ", ", rope.dims, " of ", config.d_head, " dimensions of a head");
   if (rope.scaling != RopeScaling::kNone) text += str(", scaling ", name_of(rope.scaling), " by ", rope.factor);
@@ -168,8 +168,9 @@ std::string table_of(const Facts& facts) {
       {"heads", str(config.n_heads, config.grouped_query() ? str(" (", config.n_kv_heads, " for keys and values)") : "",
                     ", d_head ", config.d_head)});
   table.add({"d_model", std::to_string(config.d_model)});
-  table.add({"d_mlp", str(config.d_mlp, config.gated_mlp ? ", gated" : "", ", ", name_of(config.activation))});
-  table.add({"norm", str(config.norm == Norm::kRmsNorm ? "RMS norm" : "layer norm", ", eps ", config.norm_eps)});
+  if (!config.attention_only)
+    table.add({"d_mlp", str(config.d_mlp, config.gated_mlp ? ", gated" : "", ", ", name_of(config.activation))});
+  table.add({"norm", str(name_of(config.norm), ", eps ", config.norm_eps)});
   table.add({"positions", position_words(config)});
   table.add({"context", grouped(config.n_ctx) + " tokens"});
   table.add({"vocabulary", grouped(config.d_vocab) + (config.tied_unembed ? ", unembedding tied to the embedding"

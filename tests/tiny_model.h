@@ -22,9 +22,7 @@ inline std::shared_ptr<const Model> tiny_model(const std::string& config_json) {
   for (const WeightSpec& spec : specs) {
     if (spec.name == "unembed.weight" && described.config.tied_unembed) continue;
     const WeightSource source = find_source(described.architecture->weights, specs, spec);
-    std::vector<int64_t> shape = spec.shape;
-    shape[0] = source.tensor_rows;
-    if (source.layout == Layout::kColumns) std::swap(shape[0], shape[1]);
+    const std::vector<int64_t> shape = stored_shape(source, spec, described.config.d_head);
     if (!tensors.contains(source.tensor)) tensors[source.tensor] = at::randn(shape, at::kDouble) * 0.3;
   }
   return Model::from_tensors(config_json, tensors, nullptr, {at::kDouble, at::kCPU});

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
@@ -36,16 +37,17 @@ Readout readout(Trace& trace, int64_t token, const std::optional<int64_t>& versu
   const at::ScalarType dtype = wide(weights.dtype());
   const at::Tensor column = unembedding(weights, token, versus, dtype);
   Readout made;
-  made.direction = column * weights.get("ln_final.weight").to(dtype);
-  if (model.config().norm == Norm::kLayerNorm) {
+  made.direction = weights.has("ln_final.weight") ? column * weights.get("ln_final.weight").to(dtype) : column;
+  if (model.config().norm == Norm::kLayerNorm)
     made.direction = made.direction - made.direction.mean();  // Centring the stream is centring the direction.
-    made.bias = weights.get("ln_final.bias").to(dtype).dot(column).item<double>();
-  }
+  if (weights.has("ln_final.bias")) made.bias = weights.get("ln_final.bias").to(dtype).dot(column).item<double>();
   if (weights.has("unembed.bias")) {
     const at::Tensor& bias = weights.get("unembed.bias");
     made.bias += bias[token].item<double>() - (versus ? bias[*versus].item<double>() : 0.0);
   }
-  made.scale = trace.read("ln_final.hook_scale", Positions{{position}}).squeeze(1).to(dtype);
+  made.scale = model.config().norm == Norm::kNone
+                   ? at::ones({1, 1}, at::TensorOptions(dtype).device(weights.device()))
+                   : trace.read("ln_final.hook_scale", Positions{{position}}).squeeze(1).to(dtype);
   return made;
 }
 
@@ -57,8 +59,8 @@ AttributionResult direct_logit_attribution(Trace& trace, int64_t token, std::opt
   const Model& model = trace.model();
   const ModelConfig& config = model.config();
   for (int64_t id : {token, versus.value_or(token)})
-    if (id < 0 || id >= config.d_vocab)
-      throw InputError(str("token ", id, " is outside the vocabulary of ", config.d_vocab));
+    if (id < 0 || id >= config.d_vocab_out)
+      throw InputError(str("token ", id, " is outside the vocabulary of ", config.d_vocab_out));
   const Readout read = readout(trace, token, versus, position);
   const auto vector_at = [&](const std::string& node) { return trace.read(node, Positions{{position}}).squeeze(1); };
   AttributionResult result;
@@ -71,13 +73,13 @@ AttributionResult direct_logit_attribution(Trace& trace, int64_t token, std::opt
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string block = str("blocks.", layer, ".");
     add(str(layer, ".attn"), "attn", layer, read(vector_at(block + "hook_attn_out")));
-    add(str(layer, ".mlp"), "mlp", layer, read(vector_at(block + "hook_mlp_out")));
+    if (!config.attention_only) add(str(layer, ".mlp"), "mlp", layer, read(vector_at(block + "hook_mlp_out")));
     heads.push_back(read(vector_at(block + "attn.hook_result").transpose(0, 1)));
   }
   const at::Tensor& some = result.components.front().logit;
   if (read.bias != 0) add("bias", "bias", -1, at::zeros(some.sizes(), some.options()) + read.bias);
   result.heads = at::stack(heads);
-  const at::Tensor logits = trace.logits_at(position).to(some.scalar_type());
+  const at::Tensor logits = vector_at("unembed.hook_out").to(some.scalar_type());  // Of which the parts are parts.
   result.logit = logits.select(1, token);
   if (versus) result.logit = result.logit - logits.select(1, *versus);
   return result;

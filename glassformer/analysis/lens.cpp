@@ -43,7 +43,7 @@ at::Tensor stacked(const std::vector<LayerReading>& readings, at::Tensor LayerRe
 size_t layers_at_once(const Trace& trace, const Positions& positions) {
   constexpr int64_t kMost = 8, kNumbers = int64_t{1} << 28;
   const auto n_positions = positions ? static_cast<int64_t>(positions->size()) : trace.length();
-  const int64_t numbers = std::max<int64_t>(1, trace.batch() * n_positions) * trace.model().config().d_vocab;
+  const int64_t numbers = std::max<int64_t>(1, trace.batch() * n_positions) * trace.model().config().d_vocab_out;
   return static_cast<size_t>(std::clamp<int64_t>(kNumbers / numbers, 1, kMost));
 }
 
@@ -52,10 +52,10 @@ size_t layers_at_once(const Trace& trace, const Positions& positions) {
 LensResult logit_lens(Trace& trace, const LensOptions& options) {
   const at::NoGradGuard no_grad;
   const ModelConfig& config = trace.model().config();
-  if (options.top_k < 1 || options.top_k > config.d_vocab)
-    throw InputError(str("top_k is ", options.top_k, "; expected 1 to ", config.d_vocab));
-  if (options.target && (*options.target < 0 || *options.target >= config.d_vocab))
-    throw InputError(str("token ", *options.target, " is outside the vocabulary of ", config.d_vocab));
+  if (options.top_k < 1 || options.top_k > config.d_vocab_out)
+    throw InputError(str("top_k is ", options.top_k, "; expected 1 to ", config.d_vocab_out));
+  if (options.target && (*options.target < 0 || *options.target >= config.d_vocab_out))
+    throw InputError(str("token ", *options.target, " is outside the vocabulary of ", config.d_vocab_out));
   const std::string last = str("blocks.", config.n_layers - 1, ".hook_resid_post");
   LensResult result;
   int64_t done = 0;

@@ -53,6 +53,7 @@ DescribedModel describe(const ConfigReader& reader) {
   described.architecture = &find_architecture(type, reader.path());
   described.config.architecture = type;
   described.architecture->read_config(reader, described.config);
+  if (described.config.d_vocab_out == 0) described.config.d_vocab_out = described.config.d_vocab;
   check_config(described.config, reader.path());
   return described;
 }
@@ -85,7 +86,7 @@ void find_biases(const GgufFile& file, ModelConfig& config) {
 }  // namespace
 
 const std::vector<Architecture>& architectures() {
-  static const std::vector<Architecture> list = {models::gpt2(), models::llama()};
+  static const std::vector<Architecture> list = {models::gpt2(), models::llama(), models::transformer_lens()};
   return list;
 }
 

@@ -11,7 +11,7 @@
 namespace glassformer {
 namespace {
 
-constexpr std::array<std::pair<const char*, Activation>, 9> kActivations = {{
+constexpr std::array<std::pair<const char*, Activation>, 10> kActivations = {{
     {"relu", Activation::kRelu},
     {"gelu", Activation::kGelu},
     {"gelu_new", Activation::kGeluTanh},
@@ -21,6 +21,7 @@ constexpr std::array<std::pair<const char*, Activation>, 9> kActivations = {{
     {"swish", Activation::kSilu},
     {"tanh", Activation::kTanh},
     {"quick_gelu", Activation::kQuickGelu},
+    {"solu", Activation::kSolu},
 }};
 
 // All of this in the reference's order of float32 operations, so that tables agree to the last bit.
@@ -115,8 +116,9 @@ void check_config(const ModelConfig& config, const std::string& path) {
   positive(config.n_kv_heads, "the number of key-value heads");
   positive(config.d_model, "the width of the residual stream");
   positive(config.d_head, "the width of a head");
-  positive(config.d_mlp, "the width of the MLP");
+  if (!config.attention_only) positive(config.d_mlp, "the width of the MLP");
   positive(config.d_vocab, "the size of the vocabulary");
+  positive(config.d_vocab_out, "the size of the output vocabulary");
   positive(config.n_ctx, "the context length");
   if (config.n_heads % config.n_kv_heads != 0)
     throw FileError(path, str(config.n_heads, " heads can't share ", config.n_kv_heads, " key-value heads evenly"));
@@ -140,6 +142,32 @@ Activation activation_named(const std::string& name, const std::string& path) {
 const char* name_of(Activation activation) {
   for (const auto& [name, candidate] : kActivations)
     if (candidate == activation) return name;
+  return "?";
+}
+
+const char* name_of(Norm norm) {
+  switch (norm) {
+    case Norm::kLayerNorm:
+      return "layer norm";
+    case Norm::kRmsNorm:
+      return "RMS norm";
+    case Norm::kNone:
+      return "none";
+  }
+  return "?";
+}
+
+const char* name_of(PositionEmbedding positions) {
+  switch (positions) {
+    case PositionEmbedding::kLearned:
+      return "learned";
+    case PositionEmbedding::kRotary:
+      return "rotary";
+    case PositionEmbedding::kShortformer:
+      return "shortformer";
+    case PositionEmbedding::kAlibi:
+      return "alibi";
+  }
   return "?";
 }
 

@@ -8,16 +8,22 @@
 
 namespace glassformer {
 
-enum class Norm { kLayerNorm, kRmsNorm };
-enum class PositionEmbedding { kLearned, kRotary };
-enum class Activation { kRelu, kGelu, kGeluTanh, kSilu, kTanh, kQuickGelu };
+enum class Norm { kLayerNorm, kRmsNorm, kNone };
+enum class PositionEmbedding {
+  kLearned,
+  kRotary,
+  kShortformer,  // Learned, and added to what queries and keys are made of instead of to the residual stream.
+  kAlibi,        // Scores fall with the distance, in each head by another slope.
+};
+enum class Activation { kRelu, kGelu, kGeluTanh, kSilu, kTanh, kQuickGelu, kSolu };
 enum class RopeScaling { kNone, kLinear, kDynamic, kYarn, kLongRope, kLlama3 };
 
-/// Rotary position embedding: `dims` of each head's dimensions turn, as two halves, by position / base^(2i / dims),
-/// with the scaling of that name in transformers.
+/// Rotary position embedding: `dims` of each head's dimensions turn, as two halves or as pairs of neighbours, by
+/// position / base^(2i / dims), with the scaling of that name in transformers.
 struct Rope {
   int64_t dims = 0;
   double base = 10000.0;
+  bool adjacent_pairs = false;
   RopeScaling scaling = RopeScaling::kNone;
   double factor = 1.0;
   int64_t original_n_ctx = 0;                            // The context that the model was first trained with.
@@ -52,13 +58,22 @@ struct ModelConfig {
   int64_t d_head = 0;
   int64_t d_mlp = 0;
   int64_t d_vocab = 0;
-  int64_t n_ctx = 0;  // The longest input in tokens.
+  int64_t d_vocab_out = 0;  // Of the logits; 0 in what a file says means d_vocab.
+  int64_t n_ctx = 0;        // The longest input in tokens.
   Norm norm = Norm::kLayerNorm;
+  bool norm_weights = true;  // False: norms only divide, and what follows has their weights in it.
   double norm_eps = 1e-5;
   PositionEmbedding positions = PositionEmbedding::kLearned;
   Rope rope;
   Activation activation = Activation::kGeluTanh;
   bool gated_mlp = false;
+  bool bias_after_gate = false;  // mlp.in's bias is added to the gated product.
+  bool mlp_norm = false;         // A LayerNorm after the activation, over d_mlp.
+  bool mlp_norm_weights = true;
+  bool attention_only = false;    // No MLP.
+  bool parallel = false;          // The MLP reads the block's input, as attention does.
+  double score_cap = 0;           // Scores go through cap * tanh(score / cap); 0: as they are.
+  double logit_cap = 0;           // Logits too.
   bool tied_unembed = false;      // The unembedding is the embedding.
   bool upcast_attention = false;  // Scores and pattern in float32 whatever the dtype.
   Biases biases;
@@ -77,8 +92,10 @@ void check_config(const ModelConfig& config, const std::string& path);
 /// The activation with transformers' name ("gelu_new", "silu"); `UnsupportedError` otherwise.
 Activation activation_named(const std::string& name, const std::string& path);
 
-/// A short name for people ("silu").
+/// A short name for people ("silu", "layer norm", "learned").
 const char* name_of(Activation activation);
+const char* name_of(Norm norm);
+const char* name_of(PositionEmbedding positions);
 const char* name_of(RopeScaling scaling);
 
 /// 1 / wavelength for each of `rope.dims / 2` pairs, in float32 arithmetic as the reference has it, for a sequence of

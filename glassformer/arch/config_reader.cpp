@@ -125,6 +125,17 @@ std::vector<double> ConfigReader::reals(const char* key) const {
   return numbers;
 }
 
+std::vector<std::string> ConfigReader::texts(const char* key) const {
+  const nlohmann::json& value = at(key);
+  std::vector<std::string> texts;
+  if (!value.is_array()) wrong(key, "a list of texts");
+  for (const nlohmann::json& text : value) {
+    if (!text.is_string()) wrong(key, "a list of texts");
+    texts.push_back(text.get<std::string>());
+  }
+  return texts;
+}
+
 ConfigReader ConfigReader::object(const char* key) const {
   if (!at(key).is_object()) wrong(key, "an object");
   return {at(key), path_};

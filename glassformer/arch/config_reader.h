@@ -23,6 +23,7 @@ class ConfigReader {
   bool flag(const char* key) const;
   std::string text(const char* key) const;
   std::vector<double> reals(const char* key) const;
+  std::vector<std::string> texts(const char* key) const;
   ConfigReader object(const char* key) const;
 
   int64_t integer(const char* key, int64_t fallback) const { return has(key) ? integer(key) : fallback; }

@@ -25,9 +25,26 @@ void add_linear(std::vector<WeightSpec>& specs, const std::string& name, int64_t
   if (bias) specs.push_back({name + ".bias", {rows}});
 }
 
+void add_norm(std::vector<WeightSpec>& specs, const std::string& name, int64_t width, Norm norm, bool has_weights) {
+  if (!has_weights || norm == Norm::kNone) return;
+  specs.push_back({name + ".weight", {width}});
+  if (norm == Norm::kLayerNorm) specs.push_back({name + ".bias", {width}});
+}
+
 void add_norm(std::vector<WeightSpec>& specs, const std::string& name, const ModelConfig& config) {
-  specs.push_back({name + ".weight", {config.d_model}});
-  if (config.norm == Norm::kLayerNorm) specs.push_back({name + ".bias", {config.d_model}});
+  add_norm(specs, name, config.d_model, config.norm, config.norm_weights);
+}
+
+bool has_position_table(const ModelConfig& config) {
+  return config.positions == PositionEmbedding::kLearned || config.positions == PositionEmbedding::kShortformer;
+}
+
+void add_mlp(std::vector<WeightSpec>& specs, const std::string& block, const ModelConfig& config) {
+  add_norm(specs, block + "ln2", config);
+  if (config.gated_mlp) add_linear(specs, block + "mlp.gate", config.d_mlp, config.d_model, config.biases.mlp_gate);
+  add_linear(specs, block + "mlp.in", config.d_mlp, config.d_model, config.biases.mlp_in);
+  if (config.mlp_norm) add_norm(specs, block + "mlp.ln", config.d_mlp, Norm::kLayerNorm, config.mlp_norm_weights);
+  add_linear(specs, block + "mlp.out", config.d_model, config.d_mlp, config.biases.mlp_out);
 }
 
 }  // namespace
@@ -35,8 +52,7 @@ void add_norm(std::vector<WeightSpec>& specs, const std::string& name, const Mod
 std::vector<WeightSpec> weight_specs(const ModelConfig& config) {
   std::vector<WeightSpec> specs;
   specs.push_back({"embed.weight", {config.d_vocab, config.d_model}});
-  if (config.positions == PositionEmbedding::kLearned)
-    specs.push_back({"pos_embed.weight", {config.n_ctx, config.d_model}});
+  if (has_position_table(config)) specs.push_back({"pos_embed.weight", {config.n_ctx, config.d_model}});
   const int64_t q_rows = config.n_heads * config.d_head, kv_rows = config.n_kv_heads * config.d_head;
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string block = str("blocks.", layer, ".");
@@ -45,18 +61,16 @@ std::vector<WeightSpec> weight_specs(const ModelConfig& config) {
     add_linear(specs, block + "attn.k", kv_rows, config.d_model, config.biases.k);
     add_linear(specs, block + "attn.v", kv_rows, config.d_model, config.biases.v);
     add_linear(specs, block + "attn.o", config.d_model, q_rows, config.biases.o);
-    add_norm(specs, block + "ln2", config);
-    if (config.gated_mlp) add_linear(specs, block + "mlp.gate", config.d_mlp, config.d_model, config.biases.mlp_gate);
-    add_linear(specs, block + "mlp.in", config.d_mlp, config.d_model, config.biases.mlp_in);
-    add_linear(specs, block + "mlp.out", config.d_model, config.d_mlp, config.biases.mlp_out);
+    if (!config.attention_only) add_mlp(specs, block, config);
   }
   add_norm(specs, "ln_final", config);
-  add_linear(specs, "unembed", config.d_vocab, config.d_model, config.biases.unembed);
+  add_linear(specs, "unembed", config.d_vocab_out, config.d_model, config.biases.unembed);
   return specs;
 }
 
 WeightSource find_source(const std::vector<WeightRule>& rules, const std::vector<WeightSpec>& specs,
-                         const WeightSpec& weight) {
+                         const WeightSpec& weight, const std::function<bool(const std::string&)>& exists) {
+  WeightSource first;
   const auto [pattern, layer] = split_layer(weight.name);
   for (const WeightRule& rule : rules) {
     const auto found = std::find(rule.weights.begin(), rule.weights.end(), pattern);
@@ -69,9 +83,29 @@ WeightSource find_source(const std::vector<WeightRule>& rules, const std::vector
       if (part == found) source.first_row = source.tensor_rows;
       source.tensor_rows += spec->shape[0];
     }
-    return source;
+    if (!exists || exists(source.tensor)) return source;
+    if (first.tensor.empty()) first = std::move(source);
   }
-  return {};
+  return first;
+}
+
+std::vector<int64_t> stored_shape(const WeightSource& source, const WeightSpec& weight, int64_t d_head) {
+  std::vector<int64_t> shape = weight.shape;
+  shape[0] = source.tensor_rows;
+  switch (source.layout) {
+    case Layout::kRows:
+    case Layout::kRotaryPairs:
+      return shape;
+    case Layout::kColumns:
+      return {shape[1], shape[0]};
+    case Layout::kByHead:
+      return {shape[0] / d_head, d_head};
+    case Layout::kColumnsByHead:
+      return {shape[0] / d_head, shape[1], d_head};
+    case Layout::kRowsByHead:
+      return {shape[1] / d_head, d_head, shape[0]};
+  }
+  return shape;
 }
 
 }  // namespace glassformer

@@ -2,6 +2,7 @@
 // Which tensors of a file are which weights of the universal block.
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,9 +22,12 @@ std::vector<WeightSpec> weight_specs(const ModelConfig& config);
 
 /// How a tensor in a file is turned into weights.
 enum class Layout {
-  kRows,        // As we have it: outputs first.
-  kColumns,     // Inputs first (GPT-2's Conv1D): used through its transpose.
-  kRotaryPairs  // Rows of each head interleaved as (first half, second half) pairs (llama.cpp's rotary layout).
+  kRows,           // As we have it: outputs first.
+  kColumns,        // Inputs first (GPT-2's Conv1D): used through its transpose.
+  kRotaryPairs,    // Rows of each head interleaved as (first half, second half) pairs (llama.cpp's rotary layout).
+  kByHead,         // head d_head: the rows of a head on an axis of their own.
+  kColumnsByHead,  // head inputs d_head
+  kRowsByHead      // head d_head outputs, of a weight whose inputs are heads.
 };
 
 /// One tensor of a file and the weights that lie in it, one below the other. `{}` stands for the layer's number.
@@ -41,8 +45,12 @@ struct WeightSource {
   int64_t tensor_rows = 0;  // Of the whole tensor.
 };
 
-/// Where `weight` lies according to `rules`; an empty tensor name where no rule has it.
+/// Where `weight` lies according to `rules`: by the first one whose tensor `exists`, else by the first of all; an empty
+/// tensor name where no rule has it.
 WeightSource find_source(const std::vector<WeightRule>& rules, const std::vector<WeightSpec>& specs,
-                         const WeightSpec& weight);
+                         const WeightSpec& weight, const std::function<bool(const std::string&)>& exists = {});
+
+/// The shape of the tensor that `weight` is found in, with heads of `d_head`.
+std::vector<int64_t> stored_shape(const WeightSource& source, const WeightSpec& weight, int64_t d_head);
 
 }  // namespace glassformer

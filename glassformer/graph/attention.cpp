@@ -1,8 +1,11 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tensor.h>
 
 #include <limits>
 
@@ -28,6 +31,21 @@ at::Tensor grouped_queries(const at::Tensor& q, const Attention& attention) {
   return heads.unflatten(1, {attention.n_kv_heads, attention.n_heads / attention.n_kv_heads});
 }
 
+// Key minus query position, times each head's slope (Press et al., ALiBi): 2^(-8 / heads) to the power 1, 2, ….
+at::Tensor alibi(const StepCall& call, const Attention& attention, const at::TensorOptions& options) {
+  const at::Tensor queries = at::tensor(call.rows.rows(), options), keys = at::arange(call.n_keys, options);
+  const at::Tensor distance = (keys - queries.unsqueeze(1)).clamp_max(0);
+  const at::Tensor powers =
+      at::arange(1, attention.n_heads + 1, options) * (-8.0 / static_cast<double>(attention.n_heads));
+  return powers.exp2().reshape({-1, 1, 1}) * distance;
+}
+
+at::Tensor biased(const at::Tensor& scores, const StepCall& call, const Attention& attention) {
+  const double cap = attention.score_cap;
+  const at::Tensor capped = cap > 0 ? at::tanh(scores / cap) * cap : scores;
+  return attention.alibi ? capped + alibi(call, attention, scores.options()) : capped;
+}
+
 }  // namespace
 
 Run scores(const Attention& attention) {
@@ -38,7 +56,7 @@ Run scores(const Attention& attention) {
       k = k.to(at::kFloat);
     }
     const at::Tensor products = at::matmul(grouped_queries(q, attention), by_group(k).transpose(-1, -2));
-    const at::Tensor scaled = products.flatten(1, 2) * attention.scale;
+    const at::Tensor scaled = biased(products.flatten(1, 2) * attention.scale, call, attention);
     const at::Tensor allowed = allowed_keys(call.rows, call.n_keys, mask_options(call, attention, 2), q.device());
     constexpr double kNever = -std::numeric_limits<double>::infinity();
     return allowed.defined() ? scaled.masked_fill(allowed.logical_not(), kNever) : scaled;

@@ -101,7 +101,7 @@ std::shared_ptr<const Model> Model::define(const std::vector<NodeSpec>& nodes,
         str("a model needs d_vocab and n_ctx of at least 1; found ", options.d_vocab, " and ", options.n_ctx));
   std::shared_ptr<Model> model(new Model());
   model->name_ = model->config_.architecture = options.name;
-  model->config_.d_vocab = options.d_vocab;
+  model->config_.d_vocab = model->config_.d_vocab_out = options.d_vocab;
   model->config_.n_ctx = options.n_ctx;
   model->weights_ = Weights::none(options.load.dtype, options.load.device)->extended(weights);
   model->graph_ = define_graph(nodes, *model->weights_, options.n_ctx);

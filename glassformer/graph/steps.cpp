@@ -11,6 +11,8 @@
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tensor.h>
 
@@ -26,16 +28,36 @@ at::Tensor widened(const at::Tensor& x) { return x.to(at_least_float(x.scalar_ty
 
 at::Tensor centred(const at::Tensor& x, Norm norm) { return norm == Norm::kLayerNorm ? x - x.mean(-1, true) : x; }
 
-at::Tensor bias_of(const StepCall& call, WeightId bias) { return bias < 0 ? at::Tensor() : call.weights.get(bias); }
+at::Tensor optional(const StepCall& call, WeightId weight) {
+  return weight < 0 ? at::Tensor() : call.weights.get(weight);
+}
+
+at::Tensor total(const StepCall& call) {
+  at::Tensor total = call.inputs[0];
+  for (size_t i = 1; i < call.inputs.size(); ++i) total = total + call.inputs[i];
+  return total;
+}
 
 at::Tensor apply_weight(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (!weight.defined()) return x;
   const at::Tensor scaled = x * weight;
   return bias.defined() ? scaled + bias : scaled;
 }
 
 at::Tensor normalised(const at::Tensor& x, Norm norm, double eps) {
+  if (norm == Norm::kNone) return x;
   const at::Tensor centre = centred(widened(x), norm);
   return (centre * at::rsqrt(centre.square().mean(-1, true) + eps)).to(x.scalar_type());
+}
+
+// (x, y) -> (-y, x) for each pair of dimensions.
+at::Tensor quarter_turned(const at::Tensor& x, bool adjacent) {
+  if (adjacent) {
+    const at::Tensor pairs = x.unflatten(-1, {-1, 2});
+    return at::stack({-pairs.select(-1, 1), pairs.select(-1, 0)}, -1).flatten(-2);
+  }
+  const int64_t half = x.size(-1) / 2;
+  return at::cat({-x.narrow(-1, half, half), x.narrow(-1, 0, half)}, -1);
 }
 
 at::Tensor activated(const at::Tensor& x, Activation activation) {
@@ -52,6 +74,8 @@ at::Tensor activated(const at::Tensor& x, Activation activation) {
       return at::tanh(x);
     case Activation::kQuickGelu:
       return x * at::sigmoid(x * 1.702);
+    case Activation::kSolu:
+      return x * at::softmax(x, -1);
   }
   return x;
 }
@@ -74,11 +98,11 @@ Run embed(WeightId table) {
 }
 
 Run sum() {
-  return [](const StepCall& call) {
-    at::Tensor total = call.inputs[0] + call.inputs[1];
-    for (size_t i = 2; i < call.inputs.size(); ++i) total = total + call.inputs[i];
-    return total;
-  };
+  return [](const StepCall& call) { return total(call); };
+}
+
+Run soft_cap(double cap) {
+  return [cap](const StepCall& call) { return at::tanh(call.inputs[0] / cap) * cap; };
 }
 
 Run norm_scale(Norm norm, double eps) {
@@ -100,22 +124,22 @@ Run norm_whole(Norm norm, double eps) {
 
 Run norm_apply(WeightId weight, WeightId bias) {
   return [weight, bias](const StepCall& call) {
-    return apply_weight(call.inputs[0], call.weights.get(weight), bias_of(call, bias));
+    return apply_weight(call.inputs[0], optional(call, weight), optional(call, bias));
   };
 }
 
 Run norm_fused(Norm norm, double eps, WeightId weight, WeightId bias) {
   return [norm, eps, weight, bias](const StepCall& call) {
-    const at::Tensor &x = call.inputs[0], &w = call.weights.get(weight);
-    if (norm == Norm::kLayerNorm) return at::layer_norm(x, {x.size(-1)}, w, bias_of(call, bias), eps);
-    if (at_least_float(x.scalar_type()) == x.scalar_type()) return at::rms_norm(x, {x.size(-1)}, w, eps);
-    return apply_weight(normalised(x, norm, eps), w, bias_of(call, bias));
+    const at::Tensor &x = call.inputs[0], w = optional(call, weight);
+    if (norm == Norm::kLayerNorm) return at::layer_norm(x, {x.size(-1)}, w, optional(call, bias), eps);
+    if (w.defined() && at_least_float(x.scalar_type()) == x.scalar_type()) return at::rms_norm(x, {x.size(-1)}, w, eps);
+    return apply_weight(normalised(x, norm, eps), w, optional(call, bias));
   };
 }
 
 Run linear(WeightId weight, WeightId bias, int64_t n_heads) {
   return [weight, bias, n_heads](const StepCall& call) {
-    at::Tensor out = linear_rows(call.inputs[0], call.weights.get(weight), bias_of(call, bias));
+    at::Tensor out = linear_rows(total(call), call.weights.get(weight), optional(call, bias));
     return n_heads > 0 ? out.view({out.size(0), n_heads, -1}) : out;
   };
 }
@@ -123,8 +147,9 @@ Run linear(WeightId weight, WeightId bias, int64_t n_heads) {
 Run linear_by_head(const HeadInput& input) {
   return [input](const StepCall& call) {
     const at::Tensor& x = call.inputs[0];
-    const at::Tensor ready = apply_weight(normalised(x, input.norm, input.eps), call.weights.get(input.norm_weight),
-                                          bias_of(call, input.norm_bias));
+    at::Tensor ready = apply_weight(normalised(x, input.norm, input.eps), optional(call, input.norm_weight),
+                                    optional(call, input.norm_bias));
+    if (call.inputs.size() > 1) ready = ready + call.inputs[1].unsqueeze(1);
     const at::Tensor& rows = call.weights.get(input.weight);
     const at::Tensor by_head = rows.reshape({input.n_heads, -1, rows.size(1)});
     at::Tensor out = at::einsum("rhd,hed->rhe", {ready, by_head});
@@ -135,7 +160,7 @@ Run linear_by_head(const HeadInput& input) {
 
 Run merge_heads(WeightId weight, WeightId bias) {
   return [weight, bias](const StepCall& call) {
-    return linear_rows(call.inputs[0].flatten(1), call.weights.get(weight), bias_of(call, bias));
+    return linear_rows(call.inputs[0].flatten(1), call.weights.get(weight), optional(call, bias));
   };
 }
 
@@ -160,18 +185,17 @@ Run rotary_table(const Rope& rope, bool sine, at::ScalarType dtype) {
     const std::vector<float> table = inverse_frequencies(rope, call.length_class);
     const at::Tensor frequencies = at::tensor(table, at::TensorOptions(at::kFloat)).to(positions.device());
     const at::Tensor half = positions.to(at::kFloat).unsqueeze(1) * frequencies;
-    const at::Tensor angles = at::cat({half, half}, -1);
+    const at::Tensor angles = rope.adjacent_pairs ? half.repeat_interleave(2, -1) : at::cat({half, half}, -1);
     return ((sine ? angles.sin() : angles.cos()) * rope.attention_factor).to(dtype);
   };
 }
 
-Run rotate(int64_t dims) {
-  return [dims](const StepCall& call) {
+Run rotate(const Rope& rope) {
+  return [dims = rope.dims, adjacent = rope.adjacent_pairs](const StepCall& call) {
     const at::Tensor &x = call.inputs[0], cos = call.inputs[1].unsqueeze(1), sin = call.inputs[2].unsqueeze(1);
     const bool whole = dims == x.size(-1);
     const at::Tensor turned = whole ? x : x.narrow(-1, 0, dims);
-    const at::Tensor first = turned.narrow(-1, 0, dims / 2), second = turned.narrow(-1, dims / 2, dims / 2);
-    const at::Tensor out = turned * cos + at::cat({-second, first}, -1) * sin;
+    const at::Tensor out = turned * cos + quarter_turned(turned, adjacent) * sin;
     return whole ? out : at::cat({out, x.narrow(-1, dims, x.size(-1) - dims)}, -1);
   };
 }
@@ -180,8 +204,11 @@ Run activate(Activation activation) {
   return [activation](const StepCall& call) { return activated(call.inputs[0], activation); };
 }
 
-Run gate(Activation activation) {
-  return [activation](const StepCall& call) { return activated(call.inputs[0], activation).mul(call.inputs[1]); };
+Run gate(Activation activation, WeightId bias) {
+  return [activation, bias](const StepCall& call) {
+    const at::Tensor gated = activated(call.inputs[0], activation).mul(call.inputs[1]);
+    return bias < 0 ? gated : gated + call.weights.get(bias);
+  };
 }
 
 }  // namespace glassformer::steps

@@ -17,6 +17,8 @@ Run repeat_heads(int64_t n_heads);
 Run embed(WeightId table);
 /// The sum of all inputs, left to right.
 Run sum();
+/// x -> cap * tanh(x / cap).
+Run soft_cap(double cap);
 
 /// row … d_model -> row … 1: the divisor of the norm: sqrt(mean(x^2) + eps), of the centred x for LayerNorm.
 Run norm_scale(Norm norm, double eps);
@@ -24,14 +26,15 @@ Run norm_scale(Norm norm, double eps);
 Run norm_divide(Norm norm);
 /// row d_model -> row d_model: scale, divide and normalise in one, without the weight.
 Run norm_whole(Norm norm, double eps);
-/// row d_model -> row d_model: times the weight, plus the bias (-1: none).
+/// row d_model -> row d_model: times the weight, plus the bias (-1: none; without a weight the input itself).
 Run norm_apply(WeightId weight, WeightId bias);
 /// row d_model -> row d_model: the whole norm with weight and bias.
 Run norm_fused(Norm norm, double eps, WeightId weight, WeightId bias);
 
-/// row in -> row out, or row head out/head where `n_heads` > 0. bias -1: none.
+/// row in -> row out, or row head out/head where `n_heads` > 0, of the sum of all inputs. bias -1: none.
 Run linear(WeightId weight, WeightId bias, int64_t n_heads = 0);
-/// row head d_model -> row head d_head: each head's own input through its own norm and its rows of the weight.
+/// row head d_model -> row head d_head: each head's own input through its own norm and its rows of the weight; a second
+/// input, row d_model, is added to what comes out of the norm.
 struct HeadInput {
   Norm norm;
   double eps;
@@ -46,11 +49,11 @@ Run head_results(WeightId weight);
 /// row head d_model -> row d_model: the sum over heads, plus the bias.
 Run sum_heads(WeightId bias);
 
-/// positions `row` -> row d_rotary: cosines (or sines) of the angles, halves repeated, in float32 and then the model's
-/// dtype.
+/// positions `row` -> row d_rotary: cosines (or sines) of the angles, each where its two dimensions are, in float32 and
+/// then the model's dtype.
 Run rotary_table(const Rope& rope, bool sine, at::ScalarType dtype);
-/// (x: row head d_head, cos, sin) -> x with its first d_rotary dimensions turned as two halves.
-Run rotate(int64_t dims);
+/// (x: row head d_head, cos, sin) -> x with its first d_rotary dimensions turned, as two halves or by neighbours.
+Run rotate(const Rope& rope);
 
 /// What attention needs to know beside its inputs.
 struct Attention {
@@ -58,6 +61,8 @@ struct Attention {
   double scale;
   int64_t window;
   bool upcast;  // Scores and pattern in float32 whatever the dtype.
+  double score_cap = 0;
+  bool alibi = false;
 };
 /// (q: batch query_pos head d_head, k: batch key_pos kv_head d_head, mask?: batch key_pos)
 ///   -> batch head query_pos key_pos: scaled products, -inf where a key may not be seen.
@@ -71,7 +76,7 @@ Run fused_attention(const Attention& attention);
 
 /// The activation function, elementwise.
 Run activate(Activation activation);
-/// (x, y) -> activation(x) times y.
-Run gate(Activation activation);
+/// (x, y) -> activation(x) times y, plus the bias (-1: none).
+Run gate(Activation activation, WeightId bias = -1);
 
 }  // namespace glassformer::steps

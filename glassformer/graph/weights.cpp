@@ -81,17 +81,20 @@ at::Tensor to_tensor(const StoredTensor& stored) {
 }
 
 at::Tensor arrange(const at::Tensor& tensor, const WeightSource& source, const WeightSpec& spec, int64_t d_head) {
+  switch (source.layout) {
+    case Layout::kByHead:
+      return tensor.reshape(spec.shape);
+    case Layout::kColumnsByHead:
+      return tensor.transpose(1, 2).reshape(spec.shape);
+    case Layout::kRowsByHead:
+      return tensor.flatten(0, 1).t();
+    default:
+      break;
+  }
   at::Tensor rows = source.layout == Layout::kColumns ? tensor.t() : tensor;
   rows = rows.narrow(0, source.first_row, spec.shape[0]);
   if (source.layout != Layout::kRotaryPairs) return rows;
   return rows.reshape({-1, d_head / 2, 2, rows.numel() / rows.size(0)}).transpose(1, 2).reshape(rows.sizes());
-}
-
-std::vector<int64_t> stored_shape(const WeightSource& source, const WeightSpec& spec) {
-  std::vector<int64_t> shape = spec.shape;
-  shape[0] = source.tensor_rows;
-  if (source.layout == Layout::kColumns) std::swap(shape[0], shape[1]);
-  return shape;
 }
 
 // Tensors that checkpoints carry and that are no weights: causal masks, rotary frequencies.
@@ -109,7 +112,8 @@ struct Place {
 template <typename Exists>
 Place place_of(const WeightSpec& spec, const std::vector<WeightRule>& rules, const std::vector<WeightSpec>& specs,
                const std::string& prefix, const Exists& exists) {
-  Place place{find_source(rules, specs, spec), ""};
+  const auto is_there = [&](const std::string& name) { return exists(prefix + name) || exists(name); };
+  Place place{find_source(rules, specs, spec, is_there), ""};
   if (place.source.tensor.empty()) return place;
   for (const std::string& candidate : {prefix + place.source.tensor, place.source.tensor})
     if (exists(candidate)) {
@@ -165,7 +169,7 @@ std::shared_ptr<Weights> Weights::from_files(const ModelFiles& files, const Desc
       throw FileError(files.path, str("has no tensor '", prefix, place.source.tensor, "' (", spec.name,
                                       ") that its config asks for"));
     const StoredTensor& stored = files.tensors.find(place.name)->second;
-    const std::vector<int64_t> expected = stored_shape(place.source, spec);
+    const std::vector<int64_t> expected = stored_shape(place.source, spec, model.config.d_head);
     if (stored.shape != expected)
       throw FileError(stored.file->path(), str("tensor '", place.name, "' has shape ", shape_text(stored.shape),
                                                "; expected ", shape_text(expected)));
@@ -195,7 +199,7 @@ std::shared_ptr<Weights> Weights::from_tensors(const std::map<std::string, at::T
       throw NameError(
           str("the model has no tensor '", model.architecture->prefix, place.source.tensor, "' (", spec.name, ")"));
     const at::Tensor& tensor = tensors.at(place.name);
-    const std::vector<int64_t> expected = stored_shape(place.source, spec);
+    const std::vector<int64_t> expected = stored_shape(place.source, spec, model.config.d_head);
     if (tensor.sizes() != at::IntArrayRef(expected))
       throw ShapeError(
           str("tensor '", place.name, "' has shape ", shape_text(tensor.sizes()), "; expected ", shape_text(expected)));

@@ -417,7 +417,7 @@ size_t traces_at_once(const Model& model, int64_t rows_each, NodeId node) {
   const ModelConfig& config = model.config();
   const bool wide = node >= model.graph().logits() - 1;
   const int64_t columns =
-      8 * config.d_model + 3 * config.d_mlp + model.graph().added_columns() + (wide ? config.d_vocab : 0);
+      8 * config.d_model + 3 * config.d_mlp + model.graph().added_columns() + (wide ? config.d_vocab_out : 0);
   const auto element = static_cast<int64_t>(c10::elementSize(model.weights().dtype()));
   const int64_t each = std::max<int64_t>(1, rows_each * columns * element);
   return static_cast<size_t>(std::max<int64_t>(1, kBytes / each));

@@ -49,10 +49,11 @@ void bind_model(py::module_& module) {
       .def_readonly("gated_mlp", &ModelConfig::gated_mlp)
       .def_readonly("tied_unembed", &ModelConfig::tied_unembed)
       .def_readonly("rope", &ModelConfig::rope)
-      .def_property_readonly("norm", [](const ModelConfig& c) { return c.norm == Norm::kRmsNorm ? "rms" : "layer"; })
-      .def_property_readonly(
-          "positions",
-          [](const ModelConfig& c) { return c.positions == PositionEmbedding::kRotary ? "rotary" : "learned"; })
+      .def_property_readonly("norm",
+                             [](const ModelConfig& c) {
+                               return c.norm == Norm::kNone ? "none" : c.norm == Norm::kRmsNorm ? "rms" : "layer";
+                             })
+      .def_property_readonly("positions", [](const ModelConfig& c) { return name_of(c.positions); })
       .def_property_readonly("activation", [](const ModelConfig& c) { return name_of(c.activation); })
       .def_property_readonly("windows",
                              [](const ModelConfig& c) {

@@ -7,5 +7,6 @@ namespace glassformer::models {
 
 Architecture gpt2();
 Architecture llama();
+Architecture transformer_lens();
 
 }  // namespace glassformer::models
