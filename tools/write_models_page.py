@@ -37,21 +37,11 @@ In GGUF files, the scaling of Llama 3.1 and later stands as one divisor for each
 Llama; sliding windows are read from config.json only.
 
 The `model_type` `transformer_lens` is none of transformers': its config.json has the fields of TransformerLens'
-HookedTransformerConfig (version 3.9.0), its tensors have the names and shapes of a HookedTransformer's state dict. It may
-be attention-only, parallel, gated or of SoLU (with its norm); with layer or RMS norms, their folded forms or none; with
-learned, shortformer, rotary (also by neighbouring pairs) or alibi positions; local windows; soft caps; grouped keys; and
-another number of outputs than of tokens. Other fields are refused by name. It is compared with TransformerLens itself, every
-activation of 100 random configs, in float64 to 1e-6.
-
-## Tested against transformers
-
-Small random models of every kind are compared with `transformers` (eager attention): the logits, the residual stream
-before each block and the attention pattern of each layer, for two prompts of 13 tokens. The bounds are for the largest
-difference, as a share of the largest value. In bfloat16 and float16 the distance from the float32 result may be at most
-{times} times transformers' own.{missing}
-
-| test model | `model_type` | what is special in its config | heads (keys and values) | float64 | float32 |
-|---|---|---|---|---|---|
+HookedTransformerConfig (version 3.9.0), its tensors have the names and shapes of a HookedTransformer's state dict. It
+may be attention-only, parallel, gated or of SoLU (with its norm); with layer or RMS norms, their folded forms or none;
+with learned, shortformer, rotary (also by neighbouring pairs) or alibi positions; local windows; soft caps; grouped
+keys; and another number of outputs than of tokens. Other fields are refused by name. It is compared with
+TransformerLens itself, every activation of 100 random configs, in float64 to 1e-6.
 """
 
 

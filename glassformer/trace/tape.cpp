@@ -186,6 +186,7 @@ class Recorder {
   void run() {
     for (TraceState* trace : traces_) plan(*trace);
     for (NodeId node = 0; node <= target_; ++node) {
+      call_plain_hooks(node);
       std::vector<TraceState*> due;
       for (size_t i = 0; i < traces_.size(); ++i) {
         if (!wanted_[i][static_cast<size_t>(node)] || is_complete(*traces_[i], node)) continue;
@@ -198,6 +199,20 @@ class Recorder {
 
  private:
   using Steps = std::map<NodeId, std::pair<const Step*, bool>>;
+
+  // Hooks are called in computing order, those on nodes without a graph too.
+  void call_plain_hooks(NodeId node) {
+    std::vector<TraceState*> due;
+    for (TraceState* trace : traces_) {
+      if (trace->tape.recorded[static_cast<size_t>(node)]) continue;
+      const bool waits = std::any_of(trace->entries.begin(), trace->entries.end(), [&](const Entry& entry) {
+        return entry.edit->node == node && entry.edit->hook && !entry.from &&
+               trace->family->lineages.concerns(*entry.edit, target_);
+      });
+      if (waits) due.push_back(trace);
+    }
+    if (!due.empty()) resolve(due, node);
+  }
 
   void plan(TraceState& trace) {
     std::vector<bool> recorded = nodes_with_graph(trace);

@@ -52,6 +52,8 @@ class GradientOperations:
         except glassformer.InputError as error:
             if "does not depend" not in str(error):
                 raise
+            if own and pair.spoiled.intersection(names):
+                return
             assert any(each is None or not each.any() or not each.isfinite().all() for each in expected), error
             return
         for node, gradient, wanted in zip(nodes, found, expected, strict=True):

@@ -332,6 +332,8 @@ class LiveOperations:
         self.log.append(f"{index}: let go")
         with pair.trace:
             pass
+        # To torch a tensor that is changed after its use is another one, which has no gradient from before.
+        pair.spoiled |= {held.node.name for held in pair.held if held.tensor.requires_grad}
         for held in pair.held:
             held.tensor[:, -1:] = held.tensor[:, :1] if held.node.name in ("hook_tokens", "positions") else 1
             held.tensor.data.zero_()

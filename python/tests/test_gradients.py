@@ -410,6 +410,16 @@ def test_attribution_patching_is_the_slope_of_activation_patching(name):
         glassformer.attribution_patching(clean, corrupted, lambda logits: logits)
 
 
+def test_with_a_graph_hooks_are_called_in_computing_order():
+    """Those on nodes that have none among them."""
+    trace = subject("llama").model.trace(random_tokens(1, 4)).requires_grad_()
+    calls = []
+    for name in ("blocks.0.hook_resid_pre", "attention_mask", "blocks.0.attn.hook_z"):
+        trace.hook(name, lambda value, call: calls.append(call.name))
+    trace.read("logits")
+    assert calls == ["attention_mask", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z"]
+
+
 def test_weights_that_learn_change_what_is_computed():
     model = glassformer.load(make_model("gpt2", torch.float64))
     weight = model.weights["blocks.1.mlp.out.weight"].requires_grad_()

@@ -11,6 +11,7 @@ import torch
 from helpers import assert_close, everywhere, shape_of, subject
 from oracle import Ambiguous, Derived, first_row, has_keys, rows_of
 from random_gradients import HEAD_INPUTS, INPUTS, GradientOperations
+from random_hooks import HookOf, clamp, halve, mix, same, uniform
 from random_live import LiveOperations, cut_derived
 from tiny_models import D_VOCAB
 
@@ -44,6 +45,7 @@ class Pair:
     given: dict  # Values that stand in the place of tokens: of the node at which the trace begins, or of a past.
     n_past: int = 0
     held: list = dataclasses.field(default_factory=list)  # Values that were handed out to be changed.
+    spoiled: set = dataclasses.field(default_factory=set)  # Nodes of values with a graph that were changed outside.
 
     @property
     def segments(self):
@@ -92,57 +94,8 @@ def is_available(trace, node):
     return True
 
 
-def halve(value):
-    return value * 0.5
-
-
-def clamp(value):
-    return value.clamp(min=0) if value.is_floating_point() else value
-
-
-def mix(value):
-    """Looks at later positions of its segment."""
-    return value - 0.3 * value.flip(1) if value.ndim != 4 or value.shape[2] != value.shape[3] else value
-
-
-def uniform(value):
-    return torch.full_like(value, 1 / value.shape[-1])
-
-
-def same(value):
-    return value
-
-
 def same_state(edits, others):
     return edits is not None and len(edits) == len(others) and all(a is b for a, b in zip(edits, others, strict=True))
-
-
-class HookOf:
-    """A hook that notes its calls; for the engine and, through `__call__`, for the oracle."""
-
-    def __init__(self, session, node, change, segments, in_place):
-        self.session, self.node, self.change = session, node, change
-        self.segments, self.in_place = segments, in_place
-        self.inputs = []
-        session.n_hooks += 1
-        self.number = session.n_hooks
-
-    def for_engine(self, value, call):
-        assert call.name == self.node.name
-        assert self.segments is None or call.segment in self.segments
-        assert value.shape[2 if "key_pos" in self.node.axes[3:] else 1] == call.end - call.begin
-        key = (call.begin, call.end, value.detach().numpy().tobytes())
-        assert key not in self.inputs or value.requires_grad, "called twice for one input"
-        self.inputs.append(key)
-        # To find out whether what a hook makes carries a graph it is called without one first.
-        self.session.fired.append((value.requires_grad, self.session.order[call.name], self.number, call.begin))
-        if not self.in_place:
-            return self.change(value)
-        value[...] = self.change(value.clone())  # Its derivative may need the value as it was.
-        return None
-
-    def __call__(self, value, segment):
-        return self.change(value) if self.segments is None or segment in self.segments else value
 
 
 class Session(LiveOperations, GradientOperations):
@@ -465,7 +418,13 @@ class Session(LiveOperations, GradientOperations):
         edits = {name: list(entries) for name, entries in pair.edits.items()}
         self.pairs.append(
             dataclasses.replace(
-                pair, trace=pair.trace.fork(), edits=edits, begins=list(pair.begins), given=dict(pair.given), held=[]
+                pair,
+                trace=pair.trace.fork(),
+                edits=edits,
+                begins=list(pair.begins),
+                given=dict(pair.given),
+                held=[],
+                spoiled=set(),
             )
         )
 

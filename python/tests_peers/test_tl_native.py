@@ -13,6 +13,7 @@ import glassformer
 from glassformer import _core
 
 SMALL = {"n_layers": 2, "d_model": 24, "d_head": 8, "n_heads": 3, "n_ctx": 16, "d_vocab": 19, "dtype": torch.float64}
+ACTIVATIONS = ["relu", "gelu", "gelu_new", "gelu_fast", "silu", "solu_ln", "solu", "gelu_pytorch_tanh"]
 TOYS = {
     "attention_only": {"attn_only": True},
     "attention_only_shortformer": {"attn_only": True, "positional_embedding_type": "shortformer"},
@@ -28,7 +29,7 @@ def random_config(seed):
     made = {
         "d_head": pick.choice([4, 8]),
         "n_heads": pick.choice([2, 4]),
-        "act_fn": pick.choice(["relu", "gelu", "gelu_new", "gelu_fast", "silu", "solu_ln", "solu", "gelu_pytorch_tanh"]),
+        "act_fn": pick.choice(ACTIVATIONS),
         "normalization_type": pick.choice(["LN", "LNPre", "RMS", "RMSPre", None]),
         "positional_embedding_type": pick.choice(["standard", "rotary", "rotary", "shortformer", "alibi"]),
         "attn_only": pick.random() < 0.2,
