@@ -151,3 +151,20 @@ def test_patching_from_another_prompt(tiny):
                 hooked.layers[layer], lambda x, position=position, value=value: x[:, position].copy_(value)
             )
             assert_close(fork.logits, hooked.logits(tokens), TOLERANCE, f"{layer} {position}")
+
+
+def test_a_hook_of_an_earlier_segment_is_called_again_where_a_pattern_lets_it_see_a_later_edit(tiny):
+    tokens = random_tokens(1, 6)
+
+    def made():
+        trace = tiny.model.trace(tokens[:, :3])
+        trace.append(tokens[:, 3:])
+        trace.set("pattern0", 1 / 6)
+        trace.hook("resid_post1", lambda value, call: value * 2)
+        return trace
+
+    trace, fresh = made(), made()
+    trace.read("logits")
+    for each in (trace, fresh):
+        each.set("hook_embed", 0.5, (slice(None), 4))
+    assert_close(trace.logits, fresh.logits, 1e-10)
