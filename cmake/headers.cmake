@@ -33,6 +33,7 @@ set(public_headers
     analysis/lens.h
     analysis/patching.h
     analysis/ranking.h
+    analysis/weight_processing.h
     view/page.h
     view/terminal.h)
 

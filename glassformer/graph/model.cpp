@@ -92,6 +92,18 @@ std::shared_ptr<const Model> Model::to(const LoadOptions& options) const {
   return model;
 }
 
+std::shared_ptr<const Model> Model::with_weights(const ModelConfig& config,
+                                                 const std::map<std::string, at::Tensor>& weights) const {
+  if (graph_is_own_)
+    throw UnsupportedError(
+        str("model '", name_, "' has nodes of its own: give weights to the model that it was extended from"));
+  std::shared_ptr<Model> model(new Model(*this));
+  model->config_ = config;
+  model->weights_ = Weights::by_name(config, weights, weights_->dtype(), weights_->device());
+  model->graph_ = Graph::build(config, *model->weights_);
+  return model;
+}
+
 std::shared_ptr<const Model> Model::define(const std::vector<NodeSpec>& nodes,
                                            const std::map<std::string, at::Tensor>& weights,
                                            const DefineOptions& options) {

@@ -45,6 +45,11 @@ class Model : public std::enable_shared_from_this<Model> {
   /// This model in another dtype or on another device, with its weights as they are now; itself where nothing differs.
   /// Traces stay with the model that they were made of. `UnsupportedError`.
   std::shared_ptr<const Model> to(const LoadOptions& options) const;
+  /// This model with another config and with these weights, by the names and of the shapes of `weight_specs`: in place
+  /// where dtype and device are the model's. `UnsupportedError` where it has nodes of its own; `NameError`,
+  /// `ShapeError`.
+  std::shared_ptr<const Model> with_weights(const ModelConfig& config,
+                                            const std::map<std::string, at::Tensor>& weights) const;
   /// Tells the traces of this model that weights were changed in a way that torch does not count: through `data`, a
   /// pointer or NumPy. All other changes in place count by themselves.
   void weights_changed() const { weights_->declare_change(); }

@@ -211,6 +211,23 @@ std::shared_ptr<Weights> Weights::from_tensors(const std::map<std::string, at::T
   return weights;
 }
 
+std::shared_ptr<Weights> Weights::by_name(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors,
+                                          at::ScalarType dtype, at::Device device) {
+  std::shared_ptr<Weights> weights(new Weights(weight_specs(config), dtype, device));
+  weights->alias_tied(config);
+  for (const WeightSpec& spec : weights->specs_) {
+    if (may_be_tied(spec, config)) continue;
+    const auto found = tensors.find(spec.name);
+    if (found == tensors.end()) throw NameError(str("no weight is called '", spec.name, "'; the config asks for it"));
+    if (found->second.sizes() != at::IntArrayRef(spec.shape))
+      throw ShapeError(str("weight '", spec.name, "' has shape ", shape_text(found->second.sizes()), "; expected ",
+                           shape_text(spec.shape)));
+    weights->slots_[weights->find(spec.name)]->put(
+        with_version([&] { return found->second.to(at::TensorOptions(device).dtype(dtype)); }));
+  }
+  return weights;
+}
+
 std::shared_ptr<Weights> Weights::converted(at::ScalarType dtype, at::Device device) const {
   std::shared_ptr<Weights> made(new Weights(specs_, dtype, device));
   const auto options = at::TensorOptions(device).dtype(dtype);

@@ -27,6 +27,9 @@ class Weights {
   /// copied at once where they don't. Their own `requires_grad` and `grad` are not those of the tensors given.
   static std::shared_ptr<Weights> from_tensors(const std::map<std::string, at::Tensor>& tensors,
                                                const DescribedModel& model, at::ScalarType dtype, at::Device device);
+  /// Weights by our own names, each of the shape that the config asks for. `NameError`, `ShapeError`.
+  static std::shared_ptr<Weights> by_name(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors,
+                                          at::ScalarType dtype, at::Device device);
   /// Names and shapes alone, for looking at a graph; `get` must not be called.
   static std::shared_ptr<Weights> without_values(const DescribedModel& model);
   /// The same weights in another dtype or on another device, as they are at this moment: later changes of either side

@@ -7,6 +7,7 @@
 #include "glassformer/analysis/lens.h"
 #include "glassformer/analysis/patching.h"
 #include "glassformer/analysis/ranking.h"
+#include "glassformer/analysis/weight_processing.h"
 #include "glassformer/view/page.h"
 #include "glassformer/view/terminal.h"
 #include "python/bindings/bindings.h"
@@ -109,6 +110,15 @@ void bind_analysis(py::module_& module) {
         return by_name;
       },
       py::arg("clean"), py::arg("corrupted"), py::arg("metric"), py::arg("nodes"));
+  module.def(
+      "process_weights",
+      [](const Model& model, bool fold_norms, bool center_writing_weights, bool center_unembed, bool fold_value_biases,
+         bool refactor_attention) {
+        return std::const_pointer_cast<Model>(process_weights(
+            model, {fold_norms, center_writing_weights, center_unembed, fold_value_biases, refactor_attention}));
+      },
+      py::arg("model"), py::arg("fold_norms"), py::arg("center_writing_weights"), py::arg("center_unembed"),
+      py::arg("fold_value_biases"), py::arg("refactor_attention"), Release());
   py::class_<Explanation>(module, "Explanation")
       .def("to_json", &to_json)
       .def("to_html", &render_page)

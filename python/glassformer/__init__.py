@@ -36,6 +36,7 @@ from glassformer.analysis import (
     explain,
     logit_difference,
     logit_lens,
+    process_weights,
 )
 from glassformer.extend import NewNode, UpTo, define, up_to
 from glassformer.generation import Generated, GenerationRun, Sampler, StepEdit, StepHook
@@ -83,6 +84,7 @@ __all__ = [
     "load",
     "logit_difference",
     "logit_lens",
+    "process_weights",
     "read_all",
     "up_to",
 ]

@@ -388,6 +388,14 @@ def singular_vectors(matrix: FactoredMatrix, unembed: torch.Tensor, count: int) 
 def singular_vectors(
     matrix: torch.Tensor, unembed: torch.Tensor, count: int, column_scale: torch.Tensor | None
 ) -> torch.Tensor: ...
+def process_weights(
+    model: Model,
+    fold_norms: bool,
+    center_writing_weights: bool,
+    center_unembed: bool,
+    fold_value_biases: bool,
+    refactor_attention: bool,
+) -> Model: ...
 
 class Explanation:
     def to_json(self) -> str: ...

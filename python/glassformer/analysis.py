@@ -34,6 +34,31 @@ def logit_lens(
     return _core.logit_lens(trace.core, positions_list(positions), top_k, wanted, return_logits)
 
 
+def process_weights(
+    model: Model,
+    *,
+    fold_norms: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    fold_value_biases: bool = True,
+    refactor_attention: bool = False,
+) -> Model:
+    """A model that predicts the same from weights that are easier to read, as TransformerLens rewrites them.
+
+    `fold_norms`: norms only divide, their weights are in what follows. `center_writing_weights`: what writes into the
+    residual stream writes vectors of mean 0 (where all norms centre). `center_unembed`: logits of mean 0 at each
+    position, so they move by one number (not before a soft cap). `fold_value_biases`: they are in the bias of
+    attention's output. `refactor_attention`: queries' and keys' weights equally large, values' and outputs' orthogonal
+    (not with rotary positions or shared keys: `UnsupportedError`).
+
+    The new model has weights of its own, in the same dtype; what is changed afterwards in one doesn't reach the other.
+    """
+    core = _core.process_weights(
+        model.core, fold_norms, center_writing_weights, center_unembed, fold_value_biases, refactor_attention
+    )
+    return type(model)(core, model.tokenizer, model.name)
+
+
 def direct_logit_attribution(
     trace: Trace, token: int | str, versus: int | str | None = None, position: int = -1
 ) -> _core.AttributionResult:
