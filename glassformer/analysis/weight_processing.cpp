@@ -28,9 +28,8 @@ class Processor {
     if (folds_) folded_config();
     config_.tied_unembed = false;
     for (const char* table : {"embed.weight", "pos_embed.weight"})
-      if (model_.weights().has(table)) {
-        at::Tensor& rows = weight(table);
-        if (writes_centred_) rows = rows - rows.mean(1, true);
+      if (writes_centred_ && model_.weights().has(table)) {
+        weight(table) = weight(table) - weight(table).mean(1, true);
         narrow();
       }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
@@ -39,6 +38,8 @@ class Processor {
       narrow();
     }
     unembedding();
+    for (const WeightSpec& spec : weight_specs(config_))  // What nothing was done to.
+      if (!made_.contains(spec.name)) weight(spec.name);
     narrow();
     return model_.with_weights(config_, made_);
   }
@@ -105,23 +106,15 @@ class Processor {
   }
 
   void centre_output(const std::string& linear, bool has_bias) {
+    if (!writes_centred_) return;
     at::Tensor& rows = weight(linear + ".weight");
-    if (has_bias) {
-      at::Tensor& added = bias(linear);
-      if (writes_centred_) added = added - added.mean();
-    }
-    if (writes_centred_) rows = rows - rows.mean(0, true);
+    rows = rows - rows.mean(0, true);
+    if (has_bias) bias(linear) = bias(linear) - bias(linear).mean();
   }
 
   void attention(const std::string& block) {
     const std::string attn = block + "attn.";
     const std::vector<std::string> readers = {attn + "q", attn + "k", attn + "v"};
-    for (const std::string& reader : readers) weight(reader + ".weight");
-    for (const char* norm : {"ln1.weight", "ln1.bias"})
-      if (!folds_ && model_.weights().has(block + norm)) weight(block + norm);
-    const bool has_bias[] = {config_.biases.q, config_.biases.k, config_.biases.v};
-    for (size_t i = 0; i < readers.size(); ++i)
-      if (has_bias[i]) bias(readers[i]);
     if (folds_) fold(block + "ln1", readers, centres_);
     if (options_.fold_value_biases && config_.biases.v) {
       const at::Tensor by_head = bias(attn + "v").unflatten(0, {config_.n_kv_heads, config_.d_head});
@@ -139,11 +132,6 @@ class Processor {
     const std::string mlp = block + "mlp.";
     std::vector<std::string> readers = {mlp + "in"};
     if (config_.gated_mlp) readers.insert(readers.begin(), mlp + "gate");
-    for (const std::string& reader : readers) weight(reader + ".weight");
-    if (config_.biases.mlp_in) bias(mlp + "in");
-    if (config_.biases.mlp_gate) bias(mlp + "gate");
-    for (const char* norm : {"ln2.weight", "ln2.bias", "mlp.ln.weight", "mlp.ln.bias"})
-      if (!folds_ && model_.weights().has(block + norm)) weight(block + norm);
     if (folds_) {
       if (config_.bias_after_gate && model_.weights().has(block + "ln2.bias"))
         throw UnsupportedError(
@@ -155,12 +143,9 @@ class Processor {
   }
 
   void unembedding() {
-    at::Tensor& rows = weight("unembed.weight");
-    if (config_.biases.unembed) bias("unembed");
-    for (const char* norm : {"ln_final.weight", "ln_final.bias"})
-      if (!folds_ && model_.weights().has(norm)) weight(norm);
     if (folds_) fold("ln_final", {"unembed"}, centres_);
     if (!options_.center_unembed || config_.logit_cap > 0) return;
+    at::Tensor& rows = weight("unembed.weight");
     rows = rows - rows.mean(0, true);
     if (config_.biases.unembed) bias("unembed") = bias("unembed") - bias("unembed").mean();
   }

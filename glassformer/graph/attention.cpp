@@ -4,7 +4,6 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/tanh.h>
 #include <ATen/ops/tensor.h>
 
 #include <limits>
@@ -42,7 +41,7 @@ at::Tensor alibi(const StepCall& call, const Attention& attention, const at::Ten
 
 at::Tensor biased(const at::Tensor& scores, const StepCall& call, const Attention& attention) {
   const double cap = attention.score_cap;
-  const at::Tensor capped = cap > 0 ? at::tanh(scores / cap) * cap : scores;
+  const at::Tensor capped = cap > 0 ? soft_capped(scores, cap) : scores;
   return attention.alibi ? capped + alibi(call, attention, scores.options()) : capped;
 }
 

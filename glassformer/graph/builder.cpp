@@ -52,8 +52,7 @@ class GraphBuilder {
     const NodeId embed = add("hook_embed", stream(), {"embed", {{graph_.tokens()}}, steps::embed(table), {table}});
     sum_of_embeddings_ = {{embed}};
     if (config_.positions == PositionEmbedding::kRotary) rotary_tables();
-    if (config_.positions == PositionEmbedding::kLearned || config_.positions == PositionEmbedding::kShortformer) {
-      const WeightId places = weight("pos_embed.weight");
+    if (const WeightId places = optional_weight("pos_embed.weight"); places >= 0) {
       const NodeId pos =
           add("hook_pos_embed", stream(), {"embed", {{graph_.positions()}}, steps::embed(places), {places}});
       (config_.positions == PositionEmbedding::kLearned ? sum_of_embeddings_ : beside_norm_).push_back({pos});

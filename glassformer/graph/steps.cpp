@@ -102,8 +102,10 @@ Run sum() {
 }
 
 Run soft_cap(double cap) {
-  return [cap](const StepCall& call) { return at::tanh(call.inputs[0] / cap) * cap; };
+  return [cap](const StepCall& call) { return soft_capped(call.inputs[0], cap); };
 }
+
+at::Tensor soft_capped(const at::Tensor& x, double cap) { return at::tanh(x / cap) * cap; }
 
 Run norm_scale(Norm norm, double eps) {
   return [norm, eps](const StepCall& call) {

@@ -19,6 +19,7 @@ Run embed(WeightId table);
 Run sum();
 /// x -> cap * tanh(x / cap).
 Run soft_cap(double cap);
+at::Tensor soft_capped(const at::Tensor& x, double cap);
 
 /// row … d_model -> row … 1: the divisor of the norm: sqrt(mean(x^2) + eps), of the centred x for LayerNorm.
 Run norm_scale(Norm norm, double eps);
