@@ -102,6 +102,7 @@ Json json_of(const Facts& facts, bool weights) {
                {"n_ctx", config.n_ctx},
                {"activation", name_of(config.activation)},
                {"gated_mlp", config.gated_mlp},
+               {"n_experts", config.experts.count},
                {"norm", name_of(config.norm)},
                {"norm_eps", config.norm_eps},
                {"rope", rope_json(config)},
@@ -170,6 +171,8 @@ std::string table_of(const Facts& facts) {
   table.add({"d_model", std::to_string(config.d_model)});
   if (!config.attention_only)
     table.add({"d_mlp", str(config.d_mlp, config.gated_mlp ? ", gated" : "", ", ", name_of(config.activation))});
+  if (config.experts.count > 0)
+    table.add({"experts", str(config.experts.count, ", ", config.experts.per_token, " for each token")});
   table.add({"norm", str(name_of(config.norm), ", eps ", config.norm_eps)});
   table.add({"positions", position_words(config)});
   table.add({"context", grouped(config.n_ctx) + " tokens"});

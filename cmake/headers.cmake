@@ -14,6 +14,7 @@ set(public_headers
     arch/architecture.h
     arch/config.h
     arch/weight_map.h
+    graph/activations.h
     graph/extension.h
     graph/graph.h
     graph/model.h
@@ -30,9 +31,12 @@ set(public_headers
     analysis/explain.h
     analysis/explanation.h
     analysis/factored_matrix.h
+    analysis/head_detection.h
     analysis/lens.h
+    analysis/losses.h
     analysis/patching.h
     analysis/ranking.h
+    analysis/residual_parts.h
     analysis/weight_processing.h
     view/page.h
     view/terminal.h)

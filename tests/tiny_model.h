@@ -15,7 +15,7 @@
 
 namespace glassformer {
 
-inline std::shared_ptr<const Model> tiny_model(const std::string& config_json) {
+inline std::map<std::string, at::Tensor> tiny_tensors(const std::string& config_json) {
   const DescribedModel described = describe(config_json, "config.json");
   std::map<std::string, at::Tensor> tensors;
   const std::vector<WeightSpec> specs = weight_specs(described.config);
@@ -25,13 +25,17 @@ inline std::shared_ptr<const Model> tiny_model(const std::string& config_json) {
     const std::vector<int64_t> shape = stored_shape(source, spec, described.config.d_head);
     if (!tensors.contains(source.tensor)) tensors[source.tensor] = at::randn(shape, at::kDouble) * 0.3;
   }
-  return Model::from_tensors(config_json, tensors, nullptr, {at::kDouble, at::kCPU});
+  return tensors;
 }
 
-inline std::shared_ptr<const Model> tiny_gpt2() {
-  return tiny_model(
-      R"({"model_type": "gpt2", "n_layer": 3, "n_embd": 12, "n_head": 3, "vocab_size": 29, "n_positions": 40})");
+inline std::shared_ptr<const Model> tiny_model(const std::string& config_json) {
+  return Model::from_tensors(config_json, tiny_tensors(config_json), nullptr, {at::kDouble, at::kCPU});
 }
+
+inline constexpr const char* kTinyGpt2 =
+    R"({"model_type": "gpt2", "n_layer": 3, "n_embd": 12, "n_head": 3, "vocab_size": 29, "n_positions": 40})";
+
+inline std::shared_ptr<const Model> tiny_gpt2() { return tiny_model(kTinyGpt2); }
 
 inline std::shared_ptr<const Model> tiny_llama() {
   return tiny_model(R"({"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,

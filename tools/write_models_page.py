@@ -38,10 +38,17 @@ Llama; sliding windows are read from config.json only.
 
 The `model_type` `transformer_lens` is none of transformers': its config.json has the fields of TransformerLens'
 HookedTransformerConfig (version 3.9.0), its tensors have the names and shapes of a HookedTransformer's state dict. It
-may be attention-only, parallel, gated or of SoLU (with its norm); with layer or RMS norms, their folded forms or none;
-with learned, shortformer, rotary (also by neighbouring pairs) or alibi positions; local windows; soft caps; grouped
-keys; and another number of outputs than of tokens. Other fields are refused by name. It is compared with
-TransformerLens itself, every activation of 100 random configs, in float64 to 1e-6.
+may be attention-only, parallel, gated, of SoLU (with its norm) or xIELU, or a mixture of experts (Mixtral's, OLMoE's or
+GPT-OSS'); with layer or RMS norms, their folded forms or none, before attention and MLP, behind them (OLMo 2 and 3) or
+both, of the embedding, and of queries and keys; with learned, shortformer, rotary (also by neighbouring pairs, with
+another base in local layers, linear, NTK-by-parts, YaRN and Qwen's dynamic scaling) or alibi positions; causal or
+bidirectional; local windows; soft caps; clipped projections; attention sinks; log-n scaling; grouped keys; and another
+number of outputs than of tokens. What TransformerLens itself can't run, and 4-bit weights, are refused by name. It is
+compared with TransformerLens, every activation of 200 random configs and of one for each switch, in float64 to 1e-6.
+
+What experts make has an axis of slots, one for each expert of a token: `mlp.hook_expert_gate`, `hook_expert_pre` and
+`hook_expert_post` are `batch pos slot d_mlp`, and `mlp.hook_expert_indices` says which expert a slot is of. An expert
+computes its own tokens only. A choice of experts is kept, and never made twice.
 """
 
 

@@ -38,7 +38,7 @@ Readout readout(Trace& trace, int64_t token, const std::optional<int64_t>& versu
   const at::Tensor column = unembedding(weights, token, versus, dtype);
   Readout made;
   made.direction = weights.has("ln_final.weight") ? column * weights.get("ln_final.weight").to(dtype) : column;
-  if (model.config().norm == Norm::kLayerNorm)
+  if (model.config().last_norm() == Norm::kLayerNorm)
     made.direction = made.direction - made.direction.mean();  // Centring the stream is centring the direction.
   if (weights.has("ln_final.bias")) made.bias = weights.get("ln_final.bias").to(dtype).dot(column).item<double>();
   if (weights.has("unembed.bias")) {
@@ -49,6 +49,19 @@ Readout readout(Trace& trace, int64_t token, const std::optional<int64_t>& versu
                    ? at::ones({1, 1}, at::TensorOptions(dtype).device(weights.device()))
                    : trace.read("ln_final.hook_scale", Positions{{position}}).squeeze(1).to(dtype);
   return made;
+}
+
+// What each head adds to the residual stream: through the norms behind attention, with the scales that they have here.
+at::Tensor head_results(Trace& trace, const std::string& block, int64_t position) {
+  const Weights& weights = trace.model().weights();
+  const Positions at{{position}};
+  at::Tensor results = trace.read(block + "attn.hook_result", at).squeeze(1);  // batch head d_model
+  for (const std::string& norm : trace.model().config().norms_behind("ln1")) {
+    if (trace.model().config().norm == Norm::kLayerNorm) results = results - results.mean(-1, true);
+    results = results / trace.read(block + norm + ".hook_scale", at);
+    if (weights.has(block + norm + ".weight")) results = results * weights.get(block + norm + ".weight");
+  }
+  return results;
 }
 
 }  // namespace
@@ -74,7 +87,7 @@ AttributionResult direct_logit_attribution(Trace& trace, int64_t token, std::opt
     const std::string block = str("blocks.", layer, ".");
     add(str(layer, ".attn"), "attn", layer, read(vector_at(block + "hook_attn_out")));
     if (!config.attention_only) add(str(layer, ".mlp"), "mlp", layer, read(vector_at(block + "hook_mlp_out")));
-    heads.push_back(read(vector_at(block + "attn.hook_result").transpose(0, 1)));
+    heads.push_back(read(head_results(trace, block, position).transpose(0, 1)));
   }
   const at::Tensor& some = result.components.front().logit;
   if (read.bias != 0) add("bias", "bias", -1, at::zeros(some.sizes(), some.options()) + read.bias);

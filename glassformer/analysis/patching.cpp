@@ -107,7 +107,69 @@ at::Tensor scalar_of(const Metric& metric, const at::Tensor& logits) {
 
 double number_of(const Metric& metric, const at::Tensor& logits) { return scalar_of(metric, logits).item<double>(); }
 
+// Forks of a trace whose logits are read together at the positions that are expected to be asked for.
+int64_t runs_at_once(const Trace& trace, const std::optional<Positions>& expected) {
+  if (!expected) return 1;
+  constexpr int64_t kMaxRows = 8192, kMaxLogits = int64_t{1} << 27;
+  const int64_t n_positions = *expected ? static_cast<int64_t>((*expected)->size()) : trace.length();
+  const int64_t n_logits = std::max<int64_t>(1, trace.batch() * n_positions) * trace.model().config().d_vocab;
+  return std::max<int64_t>(1, std::min(kMaxRows / (trace.batch() * trace.length()), kMaxLogits / n_logits));
+}
+
 }  // namespace
+
+at::Tensor PatchedRun::logits(const Positions& positions) {
+  for (const auto& [there, value] : known_)
+    if (there == positions) return value;
+  const at::NoGradGuard no_grad;
+  known_.emplace_back(positions, trace_.read("logits", positions));
+  return known_.back().second;
+}
+
+// Computes the logits of several runs together.
+class PatchSweep {
+ public:
+  static void read(const std::vector<std::shared_ptr<PatchedRun>>& runs, const Positions& positions) {
+    const at::NoGradGuard no_grad;
+    std::vector<Trace*> traces;
+    for (const auto& run : runs) traces.push_back(&run->trace_);
+    const std::vector<at::Tensor> logits = read_all(traces, "logits", positions);
+    for (size_t i = 0; i < runs.size(); ++i) runs[i]->known_.emplace_back(positions, logits[i]);
+  }
+
+  static std::shared_ptr<PatchedRun> make(const Trace& trace, const Patch& patch) {
+    Trace fork = trace.fork();
+    fork.set(patch.node, patch.value.detach(), patch.region);
+    return std::make_shared<PatchedRun>(std::move(fork));
+  }
+
+  // What the next runs will be asked for, by what this one was: the positions that it was asked for last.
+  static std::optional<Positions> asked(const PatchedRun& run) {
+    return run.known_.empty() ? std::nullopt : std::optional<Positions>(run.known_.back().first);
+  }
+};
+
+void sweep_patches(Trace& trace, int64_t n_runs, const std::function<Patch(int64_t i)>& patch,
+                   const std::function<void(int64_t i, const std::shared_ptr<PatchedRun>& run)>& take,
+                   const std::optional<Positions>& positions) {
+  {
+    const at::NoGradGuard no_grad;
+    trace.read("logits", std::vector<int64_t>{-1});  // What the forks share.
+  }
+  std::optional<Positions> expected = positions;
+  for (int64_t begin = 0; begin < n_runs;) {
+    const int64_t end = std::min(n_runs, begin + runs_at_once(trace, expected));
+    std::vector<std::shared_ptr<PatchedRun>> runs;
+    for (int64_t i = begin; i < end; ++i) runs.push_back(PatchSweep::make(trace, patch(i)));
+    if (expected) PatchSweep::read(runs, *expected);
+    for (int64_t i = begin; i < end; ++i) {
+      std::shared_ptr<PatchedRun> run = std::move(runs[static_cast<size_t>(i - begin)]);
+      take(i, run);
+      if (i + 1 == end) expected = PatchSweep::asked(*run);
+    }
+    begin = end;
+  }
+}
 
 Metric logit_difference(int64_t answer, int64_t versus, int64_t position) {
   const auto value = [answer, versus](const at::Tensor& logits) {
@@ -131,19 +193,15 @@ PatchResult activation_patching(Trace& clean, Trace& corrupted, const Metric& me
   result.clean = number_of(metric, clean.read("logits", metric.positions));
   result.corrupted = number_of(metric, corrupted.read("logits", metric.positions));
   std::vector<double> values;
-  constexpr size_t kForksAtOnce = 512;
-  for (size_t begin = 0; begin < list.size(); begin += kForksAtOnce) {
-    std::vector<Trace> forks;
-    for (size_t i = begin; i < std::min(begin + kForksAtOnce, list.size()); ++i) {
-      forks.push_back(corrupted.fork());
-      forks.back().set(list[i].node->name, value_of(clean, list[i]), list[i].region);
-    }
-    std::vector<Trace*> pointers;
-    for (Trace& fork : forks) pointers.push_back(&fork);
-    for (const at::Tensor& logits : read_all(pointers, "logits", metric.positions))
-      values.push_back(number_of(metric, logits));
-    if (options.progress) options.progress(static_cast<int64_t>(values.size()), static_cast<int64_t>(list.size()));
-  }
+  const auto patch = [&](int64_t i) {
+    const Place& place = list[static_cast<size_t>(i)];
+    return Patch{place.node->name, value_of(clean, place), place.region};
+  };
+  const auto take = [&](int64_t i, const std::shared_ptr<PatchedRun>& run) {
+    values.push_back(number_of(metric, run->logits(metric.positions)));
+    if (options.progress) options.progress(i + 1, static_cast<int64_t>(list.size()));
+  };
+  sweep_patches(corrupted, static_cast<int64_t>(list.size()), patch, take, metric.positions);
   result.values = at::tensor(values, at::TensorOptions(at::kDouble)).reshape(shape);
   return result;
 }

@@ -1,6 +1,11 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "glassformer/trace/trace.h"
 
@@ -11,6 +16,36 @@ struct Metric {
   std::function<at::Tensor(const at::Tensor& logits)> value;
   Positions positions = std::vector<int64_t>{-1};
 };
+
+/// Numbers that are to stand in a region of a node, as `Trace::set` takes them.
+struct Patch {
+  std::string node;
+  at::Tensor value;
+  Region region;
+};
+
+/// A fork of a trace with one patch in it.
+class PatchedRun {
+ public:
+  explicit PatchedRun(Trace trace) : trace_(std::move(trace)) {}
+
+  /// `batch pos d_vocab` at these positions, without a graph. Computed when it is first asked for.
+  at::Tensor logits(const Positions& positions = std::nullopt);
+
+ private:
+  friend class PatchSweep;
+
+  Trace trace_;
+  std::vector<std::pair<Positions, at::Tensor>> known_;
+};
+
+/// Many patches of one trace, each by itself: `patch(i)` says what is patched in run i of `n_runs`, and `take(i, run)`
+/// is called with each run in order. Runs are computed together, at the positions that `take` asked for last in a run
+/// before them (in the first ones at `positions`, if they are given); what it asks for besides is computed run by run.
+/// Computed on forks: what lies before a patch is never computed again.
+void sweep_patches(Trace& trace, int64_t n_runs, const std::function<Patch(int64_t i)>& patch,
+                   const std::function<void(int64_t i, const std::shared_ptr<PatchedRun>& run)>& take,
+                   const std::optional<Positions>& positions = std::nullopt);
 
 /// logit(answer) - logit(versus) at one position, averaged over the batch.
 Metric logit_difference(int64_t answer, int64_t versus, int64_t position = -1);

@@ -19,8 +19,8 @@ class Processor {
   Processor(const Model& model, const ProcessOptions& options)
       : model_(model), options_(options), config_(model.config()) {
     centres_ = config_.norm == Norm::kLayerNorm;
-    folds_ = options.fold_norms && config_.norm_weights && config_.norm != Norm::kNone;
-    writes_centred_ = options.center_writing_weights && centres_;
+    folds_ = options.fold_norms && config_.norm_weights && config_.norm != Norm::kNone && !config_.norms_after;
+    writes_centred_ = options.center_writing_weights && centres_ && !config_.final_rms;
   }
 
   std::shared_ptr<const Model> run() {
@@ -28,8 +28,8 @@ class Processor {
     if (folds_) folded_config();
     config_.tied_unembed = false;
     for (const char* table : {"embed.weight", "pos_embed.weight"})
-      if (writes_centred_ && model_.weights().has(table)) {
-        weight(table) = weight(table) - weight(table).mean(1, true);
+      if (writes_centred_ && !config_.norms_after && model_.weights().has(table)) {
+        subtract(table, weight(table).mean(1, true));
         narrow();
       }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
@@ -61,12 +61,26 @@ class Processor {
     return open_.emplace(name, at::zeros({rows.size(0)}, rows.options())).first->second;
   }
 
+  bool is_given(const std::string& name, const at::Tensor& value) const {
+    return model_.weights().has(name) && value.is_alias_of(model_.weights().get(name));
+  }
+
+  // In place where the value lies in memory of its own: the weights are most of what there is.
+  void multiply(const std::string& name, const at::Tensor& by) {
+    at::Tensor& value = weight(name);
+    value = is_given(name, value) ? value * by : value.mul_(by);
+  }
+  void subtract(const std::string& name, const at::Tensor& what) {
+    at::Tensor& value = weight(name);
+    value = is_given(name, value) ? value - what : value.sub_(what);
+  }
+
   // Done with these: kept in the model's dtype, in memory of their own.
   void narrow() {
     for (auto& [name, value] : open_) {
-      const at::Tensor kept = value.to(model_.weights().dtype()).contiguous();
-      const bool is_given = model_.weights().has(name) && kept.is_alias_of(model_.weights().get(name));
-      made_[name] = is_given ? kept.clone() : kept;
+      const at::Tensor kept = value.to(model_.weights().dtype());
+      const bool dense = kept.is_non_overlapping_and_dense();
+      made_[name] = !dense ? kept.contiguous() : is_given(name, kept) ? kept.clone() : kept;
     }
     open_.clear();
   }
@@ -77,6 +91,7 @@ class Processor {
     Biases& biases = config_.biases;
     biases.q = biases.k = biases.v = biases.unembed = biases.mlp_in = true;
     biases.mlp_gate = biases.mlp_gate || config_.gated_mlp;
+    biases.experts = biases.experts || config_.experts.count > 0;
     biases.mlp_out = biases.mlp_out || config_.mlp_norm;
   }
 
@@ -85,7 +100,14 @@ class Processor {
       throw UnsupportedError(
           "queries and keys can't be refactored with rotary positions: their product depends on the positions");
     if (config_.grouped_query()) throw UnsupportedError("heads that share their keys can't be refactored one by one");
+    if (config_.qk_norm != QkNorm::kNone || !patterns_are_plain())
+      throw UnsupportedError(
+          "attention can't be refactored where queries and keys have norms or bounds, or heads have sinks: what a head "
+          "does is no product of its weights");
   }
+
+  // Whether patterns sum to 1 and mix values as they are made.
+  bool patterns_are_plain() const { return !config_.attention_sinks && config_.qkv_clip == 0; }
 
   // The norm's weight and bias into the linears that read it.
   void fold(const std::string& norm, const std::vector<std::string>& linears, bool centres) {
@@ -98,8 +120,8 @@ class Processor {
         at::Tensor& added = bias(linear);
         added = added + rows.matmul(shift);
       }
-      rows = rows * scale;
-      if (centres) rows = rows - rows.mean(1, true);
+      multiply(linear + ".weight", scale);
+      if (centres) subtract(linear + ".weight", rows.mean(1, true));
     }
     open_.erase(norm + ".weight");
     open_.erase(norm + ".bias");
@@ -107,8 +129,7 @@ class Processor {
 
   void centre_output(const std::string& linear, bool has_bias) {
     if (!writes_centred_) return;
-    at::Tensor& rows = weight(linear + ".weight");
-    rows = rows - rows.mean(0, true);
+    subtract(linear + ".weight", weight(linear + ".weight").mean(0, true));
     if (has_bias) bias(linear) = bias(linear) - bias(linear).mean();
   }
 
@@ -116,7 +137,7 @@ class Processor {
     const std::string attn = block + "attn.";
     const std::vector<std::string> readers = {attn + "q", attn + "k", attn + "v"};
     if (folds_) fold(block + "ln1", readers, centres_);
-    if (options_.fold_value_biases && config_.biases.v) {
+    if (options_.fold_value_biases && config_.biases.v && patterns_are_plain()) {
       const at::Tensor by_head = bias(attn + "v").unflatten(0, {config_.n_kv_heads, config_.d_head});
       const at::Tensor values = by_head.repeat_interleave(config_.n_heads / config_.n_kv_heads, 0).flatten();
       at::Tensor& out = bias(attn + "o");
@@ -128,7 +149,26 @@ class Processor {
     if (options_.refactor_attention) refactor(attn);
   }
 
+  void experts(const std::string& block) {
+    const std::string mlp = block + "mlp.";
+    std::vector<std::string> readers = {mlp + "router"}, writers;
+    for (int64_t number = 0; number < config_.experts.count; ++number) {
+      const std::string expert = str(mlp, "experts.", number, ".");
+      readers.insert(readers.end(), {expert + "gate", expert + "in"});
+      writers.push_back(expert + "out");
+    }
+    if (folds_) fold(block + "ln2", readers, centres_);
+    for (const std::string& writer : writers) {
+      if (config_.biases.experts) bias(writer);  // There, if only to be 0.
+      centre_output(writer, config_.biases.experts);
+    }
+  }
+
   void mlp(const std::string& block) {
+    if (config_.experts.count > 0) {
+      experts(block);
+      return;
+    }
     const std::string mlp = block + "mlp.";
     std::vector<std::string> readers = {mlp + "in"};
     if (config_.gated_mlp) readers.insert(readers.begin(), mlp + "gate");
@@ -143,10 +183,9 @@ class Processor {
   }
 
   void unembedding() {
-    if (folds_) fold("ln_final", {"unembed"}, centres_);
+    if (folds_) fold("ln_final", {"unembed"}, config_.last_norm() == Norm::kLayerNorm);
     if (!options_.center_unembed || config_.logit_cap > 0) return;
-    at::Tensor& rows = weight("unembed.weight");
-    rows = rows - rows.mean(0, true);
+    subtract("unembed.weight", weight("unembed.weight").mean(0, true));
     if (config_.biases.unembed) bias("unembed") = bias("unembed") - bias("unembed").mean();
   }
 

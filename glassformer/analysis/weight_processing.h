@@ -11,16 +11,19 @@ namespace glassformer {
 /// is, up to rounding; centring the unembedding moves all logits of a position by one number.
 struct ProcessOptions {
   /// Norms only divide: their weights go into what follows, whose weights are centred where the norm centres. Nothing
-  /// where there are no norms, or none with weights.
+  /// where there are no norms, or none with weights; norms of queries and keys, and those behind attention and MLP,
+  /// keep theirs (where ln1 and ln2 stand there, all do).
   bool fold_norms = true;
-  /// What writes into the residual stream writes vectors of mean 0. Only where all norms centre.
+  /// What writes into the residual stream writes vectors of mean 0. Only where all norms centre; where
+  /// they stand behind attention and MLP, embeddings stay as they are.
   bool center_writing_weights = true;
   /// The logits of a position have mean 0. Not where a soft cap follows.
   bool center_unembed = true;
-  /// Biases of values go into the bias of attention's output, since a pattern sums to 1.
+  /// Biases of values go into the bias of attention's output, since a pattern sums to 1. Not with attention sinks or
+  /// bounds of values.
   bool fold_value_biases = true;
   /// Queries' and keys' weights become equally large, values' and outputs' orthogonal, by singular values. Not with
-  /// rotary positions or shared keys: `UnsupportedError`.
+  /// rotary positions, shared keys, norms or bounds of queries and keys, or sinks: `UnsupportedError`.
   bool refactor_attention = false;
 };
 

@@ -11,8 +11,10 @@
 namespace glassformer {
 namespace {
 
-constexpr std::array<std::pair<const char*, Activation>, 10> kActivations = {{
+// kXielu and kClampedGlu come with weights and biases of their own: an architecture asks for them itself.
+constexpr std::array<std::pair<const char*, Activation>, 11> kActivations = {{
     {"relu", Activation::kRelu},
+    {"relu2", Activation::kReluSquared},
     {"gelu", Activation::kGelu},
     {"gelu_new", Activation::kGeluTanh},
     {"gelu_pytorch_tanh", Activation::kGeluTanh},
@@ -71,6 +73,13 @@ std::vector<float> rotary_powers(int64_t dims, double base) {
   return powers;
 }
 
+// 1 up to the trained context, then 3, 7, 15, …, at each doubling of the length.
+double stepped_ntk(const Rope& rope, int64_t length) {
+  if (length <= rope.original_n_ctx) return 1;
+  const double doublings = std::log2(static_cast<double>(length) / static_cast<double>(rope.original_n_ctx));
+  return std::max(std::exp2(std::ceil(doublings + 1)) - 1, 1.0);
+}
+
 std::vector<float> scaled_frequencies(const Rope& rope, int64_t length) {
   double base = rope.base;
   if (rope.scaling == RopeScaling::kDynamic) {
@@ -79,12 +88,17 @@ std::vector<float> scaled_frequencies(const Rope& rope, int64_t length) {
     const auto dims = static_cast<double>(rope.dims);
     base *= std::pow(rope.factor * tokens / context - (rope.factor - 1), dims / (dims - 2));
   }
+  if (rope.scaling == RopeScaling::kSteppedNtk) {
+    const auto dims = static_cast<double>(rope.dims);
+    base *= std::pow(stepped_ntk(rope, length), dims / (dims - 2));
+  }
   const std::vector<float> powers = rotary_powers(rope.dims, base);
   std::vector<float> frequencies;
   for (float power : powers) frequencies.push_back(1.0F / power);
   switch (rope.scaling) {
     case RopeScaling::kNone:
     case RopeScaling::kDynamic:
+    case RopeScaling::kSteppedNtk:
       break;
     case RopeScaling::kLinear:
       for (float& frequency : frequencies) frequency /= static_cast<float>(rope.factor);
@@ -126,8 +140,23 @@ void check_config(const ModelConfig& config, const std::string& path) {
       (config.rope.dims <= 0 || config.rope.dims > config.d_head || config.rope.dims % 2 != 0))
     throw FileError(path, str("rotary embedding of ", config.rope.dims, " dimensions; expected an even number up to ",
                               config.d_head));
+  const Experts& experts = config.experts;
+  if (experts.count < 0 || (experts.count > 0 && (experts.per_token < 1 || experts.per_token > experts.count)))
+    throw FileError(path, str(experts.per_token, " of ", experts.count, " experts for each token"));
   if (config.layers.size() != static_cast<size_t>(config.n_layers))
     throw FileError(path, str(config.layers.size(), " layers are described; expected ", config.n_layers));
+}
+
+bool ModelConfig::has_local_rope() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerConfig& layer) { return layer.local_rope; });
+}
+
+std::vector<std::string> ModelConfig::norms_behind(const std::string& ln) const {
+  std::vector<std::string> names;
+  if (norm == Norm::kNone) return names;
+  if (second_norms) names.push_back(ln + "_post");
+  if (norms_after) names.push_back(ln);
+  return names;
 }
 
 Activation activation_named(const std::string& name, const std::string& path) {
@@ -142,7 +171,7 @@ Activation activation_named(const std::string& name, const std::string& path) {
 const char* name_of(Activation activation) {
   for (const auto& [name, candidate] : kActivations)
     if (candidate == activation) return name;
-  return "?";
+  return activation == Activation::kXielu ? "xielu" : "clamped_glu";
 }
 
 const char* name_of(Norm norm) {
@@ -179,6 +208,8 @@ const char* name_of(RopeScaling scaling) {
       return "linear";
     case RopeScaling::kDynamic:
       return "dynamic";
+    case RopeScaling::kSteppedNtk:
+      return "stepped NTK";
     case RopeScaling::kYarn:
       return "yarn";
     case RopeScaling::kLongRope:
@@ -197,6 +228,11 @@ std::vector<float> inverse_frequencies(const Rope& rope, int64_t length) {
 
 int64_t length_class(const Rope& rope, int64_t length) {
   if (rope.scaling == RopeScaling::kDynamic) return std::max(length, rope.n_ctx);
+  if (rope.scaling == RopeScaling::kSteppedNtk) {
+    int64_t first = 0;
+    for (int64_t reached = rope.original_n_ctx; reached < length; reached *= 2) first = reached + 1;
+    return first;
+  }
   if (rope.scaling == RopeScaling::kLongRope) return length > rope.original_n_ctx ? rope.original_n_ctx + 1 : 0;
   return 0;
 }

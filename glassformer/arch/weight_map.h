@@ -27,10 +27,12 @@ enum class Layout {
   kRotaryPairs,    // Rows of each head interleaved as (first half, second half) pairs (llama.cpp's rotary layout).
   kByHead,         // head d_head: the rows of a head on an axis of their own.
   kColumnsByHead,  // head inputs d_head
-  kRowsByHead      // head d_head outputs, of a weight whose inputs are heads.
+  kRowsByHead,     // head d_head outputs, of a weight whose inputs are heads.
+  kScalar          // One number, without axes.
 };
 
-/// One tensor of a file and the weights that lie in it, one below the other. `{}` stands for the layer's number.
+/// One tensor of a file and the weights that lie in it, one below the other. `{}` stands for the layer's number, a
+/// second one for the expert's.
 struct WeightRule {
   std::string source;
   std::vector<std::string> weights;

@@ -1,5 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -31,18 +32,20 @@ at::Tensor grouped_queries(const at::Tensor& q, const Attention& attention) {
 }
 
 // Key minus query position, times each head's slope (Press et al., ALiBi): 2^(-8 / heads) to the power 1, 2, ….
-at::Tensor alibi(const StepCall& call, const Attention& attention, const at::TensorOptions& options) {
+at::Tensor alibi(const StepCall& call, const Attention& attention, const at::Tensor& scores) {
+  const at::TensorOptions options =
+      scores.options().dtype(scores.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   const at::Tensor queries = at::tensor(call.rows.rows(), options), keys = at::arange(call.n_keys, options);
   const at::Tensor distance = (keys - queries.unsqueeze(1)).clamp_max(0);
   const at::Tensor powers =
       at::arange(1, attention.n_heads + 1, options) * (-8.0 / static_cast<double>(attention.n_heads));
-  return powers.exp2().reshape({-1, 1, 1}) * distance;
+  return (powers.exp2().reshape({-1, 1, 1}) * distance).to(scores.scalar_type());
 }
 
 at::Tensor biased(const at::Tensor& scores, const StepCall& call, const Attention& attention) {
   const double cap = attention.score_cap;
   const at::Tensor capped = cap > 0 ? soft_capped(scores, cap) : scores;
-  return attention.alibi ? capped + alibi(call, attention, scores.options()) : capped;
+  return attention.alibi ? capped + alibi(call, attention, scores) : capped;
 }
 
 }  // namespace
@@ -62,11 +65,18 @@ Run scores(const Attention& attention) {
   };
 }
 
-Run pattern(at::ScalarType dtype) {
-  return [dtype](const StepCall& call) {
+Run pattern(at::ScalarType dtype, WeightId sinks) {
+  return [dtype, sinks](const StepCall& call) {
     const at::Tensor& scores = call.inputs[0];
     const auto wide = scores.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const at::Tensor weights = at::softmax(scores, -1, wide);
+    at::Tensor weights;
+    if (sinks < 0) {
+      weights = at::softmax(scores, -1, wide);
+    } else {
+      const at::Tensor sink = call.weights.get(sinks).to(wide).reshape({1, -1, 1, 1});
+      const at::Tensor all = at::cat({scores.to(wide), sink.expand({scores.size(0), -1, scores.size(2), 1})}, -1);
+      weights = at::softmax(all, -1).narrow(-1, 0, scores.size(-1));
+    }
     return weights.masked_fill(weights.isnan(), 0).to(dtype);
   };
 }

@@ -210,7 +210,8 @@ class Extender {
     const NodeId id = editor_.graph().find(name);
     const Node& node = editor_.node(id);
     const bool narrow = weights_.dtype() != at::kFloat && weights_.dtype() != at::kDouble;
-    if (node.is_input || node.has_keys() || (narrow && node.is_wide))
+    if (node.is_input || node.choices > 0 || node.has_keys() || (narrow && node.is_wide) ||
+        (node.is_single && weights_.dtype() != at::kFloat))
       throw InputError(str("nothing can be spliced onto ", node.name, " (", shape_words(node),
                            "); expected a computed node 'batch pos …' in the model's dtype"));
     return id;

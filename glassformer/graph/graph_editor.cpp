@@ -35,8 +35,13 @@ Step GraphEditor::step(StepSpec spec) const {
     made.text += separator + graph_->node(input.node).name;
     separator = ", ";
   }
-  for (WeightId weight : made.weights) {
-    made.text += separator + weights_.specs()[static_cast<size_t>(weight)].name;
+  constexpr size_t kMostNamed = 6;  // Of those of many experts the first and the last.
+  for (size_t i = 0; i < made.weights.size(); ++i) {
+    if (made.weights.size() > kMostNamed && i > 0 && i + 1 < made.weights.size()) {
+      if (i == 1) made.text += separator + "…";
+      continue;
+    }
+    made.text += separator + weights_.specs()[static_cast<size_t>(made.weights[i])].name;
     separator = ", ";
   }
   made.text += ")";

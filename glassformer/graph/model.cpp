@@ -70,7 +70,7 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   std::shared_ptr<Model> model(new Model());
   model->name_ = described.config.architecture;
   model->config_ = described.config;
-  model->weights_ = Weights::from_tensors(tensors, described, options.dtype, options.device);
+  model->weights_ = Weights::from_tensors(tensors, described, options.dtype, options.device, options.differentiable);
   model->graph_ = Graph::build(described.config, *model->weights_);
   model->tokenizer_ = std::move(tokenizer);
   model->eos_ids_ = end_tokens(config_json);

@@ -17,6 +17,8 @@ struct LoadOptions {
   at::ScalarType dtype =
       at::kFloat;  // float32, float64, bfloat16 or float16: what weights are turned into and used in.
   at::Device device = at::kCPU;
+  // Of tensors that someone else holds: gradients flow back to them; see `Weights::from_tensors`.
+  bool differentiable = false;
 };
 
 /// What a model of one's own needs beside its nodes.

@@ -72,7 +72,9 @@ struct Node {
   Step open;         // From the nodes directly before it.
   Step fast;         // Past `skipped`, when none of these is edited; `run` is empty where there is no such way.
   std::vector<NodeId> skipped;
-  bool is_wide = false;       // In float32 at least, whatever the model's dtype.
+  bool is_wide = false;    // In float32 at least, whatever the model's dtype.
+  bool is_single = false;  // In float32, whatever the model's dtype.
+  int64_t choices = 0;  // Of whole numbers, how many there are to choose from; kept for good: no choice is made twice.
   bool attended = false;      // Some step reaches its earlier rows again: worth keeping.
   bool starts_block = false;  // Its whole block can be computed from it.
   bool is_input = false;      // Given, not computed: tokens, positions, attention mask.

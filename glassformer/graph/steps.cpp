@@ -9,6 +9,7 @@
 #include <ATen/ops/relu.h>
 #include <ATen/ops/rms_norm.h>
 #include <ATen/ops/rsqrt.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
@@ -16,6 +17,9 @@
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tensor.h>
 
+#include <cmath>
+
+#include "glassformer/graph/activations.h"
 #include "glassformer/graph/linear.h"
 
 namespace glassformer::steps {
@@ -60,25 +64,13 @@ at::Tensor quarter_turned(const at::Tensor& x, bool adjacent) {
   return at::cat({-x.narrow(-1, half, half), x.narrow(-1, 0, half)}, -1);
 }
 
-at::Tensor activated(const at::Tensor& x, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return at::relu(x);
-    case Activation::kGelu:
-      return at::gelu(x);
-    case Activation::kGeluTanh:
-      return at::gelu(x, "tanh");
-    case Activation::kSilu:
-      return at::silu(x);
-    case Activation::kTanh:
-      return at::tanh(x);
-    case Activation::kQuickGelu:
-      return x * at::sigmoid(x * 1.702);
-    case Activation::kSolu:
-      return x * at::softmax(x, -1);
-  }
-  return x;
+at::Tensor activated(const StepCall& call, const at::Tensor& x, const ActivationStep& activation) {
+  if (activation.kind != Activation::kXielu) return steps::activated(x, activation.kind);
+  const at::Tensor beta = at::scalar_tensor(0.5, x.options()), eps = at::scalar_tensor(-1e-6, x.options());
+  return learned_xielu(x, call.weights.get(activation.alpha_p), call.weights.get(activation.alpha_n), beta, eps);
 }
+
+constexpr double kGluLimit = 7, kGluSlope = 1.702;
 
 }  // namespace
 
@@ -139,10 +131,11 @@ Run norm_fused(Norm norm, double eps, WeightId weight, WeightId bias) {
   };
 }
 
-Run linear(WeightId weight, WeightId bias, int64_t n_heads) {
-  return [weight, bias, n_heads](const StepCall& call) {
+Run linear(WeightId weight, WeightId bias, int64_t n_heads, int64_t repeat) {
+  return [weight, bias, n_heads, repeat](const StepCall& call) {
     at::Tensor out = linear_rows(total(call), call.weights.get(weight), optional(call, bias));
-    return n_heads > 0 ? out.view({out.size(0), n_heads, -1}) : out;
+    if (n_heads > 0) out = out.view({out.size(0), n_heads, -1});
+    return repeat > 1 ? out.repeat_interleave(repeat, 1) : out;
   };
 }
 
@@ -153,10 +146,13 @@ Run linear_by_head(const HeadInput& input) {
                                     optional(call, input.norm_bias));
     if (call.inputs.size() > 1) ready = ready + call.inputs[1].unsqueeze(1);
     const at::Tensor& rows = call.weights.get(input.weight);
-    const at::Tensor by_head = rows.reshape({input.n_heads, -1, rows.size(1)});
+    const auto for_each = [&](const at::Tensor& heads) {
+      return input.repeat > 1 ? heads.repeat_interleave(input.repeat, 0) : heads;
+    };
+    const at::Tensor by_head = for_each(rows.reshape({input.n_heads, -1, rows.size(1)}));
     at::Tensor out = at::einsum("rhd,hed->rhe", {ready, by_head});
     if (input.bias < 0) return out;
-    return out + call.weights.get(input.bias).reshape({input.n_heads, -1});
+    return out + for_each(call.weights.get(input.bias).reshape({input.n_heads, -1}));
   };
 }
 
@@ -202,14 +198,67 @@ Run rotate(const Rope& rope) {
   };
 }
 
-Run activate(Activation activation) {
-  return [activation](const StepCall& call) { return activated(call.inputs[0], activation); };
+Run split_heads(int64_t n_heads) {
+  return [n_heads](const StepCall& call) { return call.inputs[0].unflatten(-1, {n_heads, -1}); };
 }
 
-Run gate(Activation activation, WeightId bias) {
+Run join_heads() {
+  return [](const StepCall& call) { return call.inputs[0].flatten(-2); };
+}
+
+Run clamp(double limit) {
+  return [limit](const StepCall& call) { return call.inputs[0].clamp(-limit, limit); };
+}
+
+Run scale_by_log(int64_t length) {
+  return [length](const StepCall& call) {
+    const at::Tensor& x = call.inputs[0];
+    if (call.rows.end() <= length) return x;
+    const at::Tensor numbers = at::tensor(call.rows.rows(), at::TensorOptions(at::kFloat)) + 1;
+    const at::Tensor scale = (numbers.log() / std::log(static_cast<double>(length))).masked_fill(numbers <= length, 1);
+    return x * scale.to(x.options()).reshape({1, -1, 1, 1});
+  };
+}
+
+at::Tensor activated(const at::Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return at::relu(x);
+    case Activation::kReluSquared:
+      return at::relu(x).square();
+    case Activation::kGelu:
+      return at::gelu(x);
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case Activation::kSilu:
+      return at::silu(x);
+    case Activation::kTanh:
+      return at::tanh(x);
+    case Activation::kQuickGelu:
+      return x * at::sigmoid(x * 1.702);
+    case Activation::kSolu:
+      return x * at::softmax(x, -1);
+    case Activation::kXielu:       // Has weights.
+    case Activation::kClampedGlu:  // Is no function of one factor.
+      break;
+  }
+  return x;
+}
+
+Run activate(const ActivationStep& activation) {
+  return [activation](const StepCall& call) { return activated(call, call.inputs[0], activation); };
+}
+
+at::Tensor gated(const StepCall& call, const at::Tensor& x, const at::Tensor& y, const ActivationStep& activation) {
+  if (activation.kind != Activation::kClampedGlu) return activated(call, x, activation).mul(y);
+  const at::Tensor gate = x.clamp_max(kGluLimit);
+  return (y.clamp(-kGluLimit, kGluLimit) + 1) * (gate * at::sigmoid(gate * kGluSlope));
+}
+
+Run gate(const ActivationStep& activation, WeightId bias) {
   return [activation, bias](const StepCall& call) {
-    const at::Tensor gated = activated(call.inputs[0], activation).mul(call.inputs[1]);
-    return bias < 0 ? gated : gated + call.weights.get(bias);
+    const at::Tensor product = gated(call, call.inputs[0], call.inputs[1], activation);
+    return bias < 0 ? product : product + call.weights.get(bias);
   };
 }
 

@@ -33,14 +33,16 @@ Run norm_apply(WeightId weight, WeightId bias);
 Run norm_fused(Norm norm, double eps, WeightId weight, WeightId bias);
 
 /// row in -> row out, or row head out/head where `n_heads` > 0, of the sum of all inputs. bias -1: none.
-Run linear(WeightId weight, WeightId bias, int64_t n_heads = 0);
+/// Each head comes `repeat` times, one after the other.
+Run linear(WeightId weight, WeightId bias, int64_t n_heads = 0, int64_t repeat = 1);
 /// row head d_model -> row head d_head: each head's own input through its own norm and its rows of the weight; a second
 /// input, row d_model, is added to what comes out of the norm.
 struct HeadInput {
   Norm norm;
   double eps;
   WeightId norm_weight, norm_bias, weight, bias;
-  int64_t n_heads;
+  int64_t n_heads;  // Of the weight, whose heads each take `repeat` inputs.
+  int64_t repeat = 1;
 };
 Run linear_by_head(const HeadInput& input);
 /// row head d_head -> row d_model: heads side by side through the output weight.
@@ -56,6 +58,14 @@ Run rotary_table(const Rope& rope, bool sine, at::ScalarType dtype);
 /// (x: row head d_head, cos, sin) -> x with its first d_rotary dimensions turned, as two halves or by neighbours.
 Run rotate(const Rope& rope);
 
+/// row d_model -> row head d_model/head: the parts as heads, and the other way round.
+Run split_heads(int64_t n_heads);
+Run join_heads();
+/// x, but at least -limit and at most limit.
+Run clamp(double limit);
+/// batch pos head d_head -> the same: the n-th position, where n > length, times log n / log length.
+Run scale_by_log(int64_t length);
+
 /// What attention needs to know beside its inputs.
 struct Attention {
   int64_t n_heads, n_kv_heads;
@@ -69,15 +79,23 @@ struct Attention {
 ///   -> batch head query_pos key_pos: scaled products, -inf where a key may not be seen.
 Run scores(const Attention& attention);
 /// batch head query_pos key_pos -> the same: softmax over keys, in float32 at least; 0 where no key may be seen.
-Run pattern(at::ScalarType dtype);
+/// `sinks` (head): a score that each query of a head has beside those of its keys, and that takes its share; -1: none.
+Run pattern(at::ScalarType dtype, WeightId sinks = -1);
 /// (pattern, v: batch key_pos kv_head d_head) -> batch query_pos head d_head.
 Run mix_values(const Attention& attention);
 /// (q, k, v, mask?) -> batch query_pos head d_head: scores, pattern and mixing in one kernel.
 Run fused_attention(const Attention& attention);
 
-/// The activation function, elementwise.
-Run activate(Activation activation);
+/// An activation function, with its weights where it has some.
+struct ActivationStep {
+  Activation kind;
+  WeightId alpha_p = -1, alpha_n = -1;  // xielu
+};
+/// The activation function, elementwise (kSolu: over the last axis), of those without weights.
+at::Tensor activated(const at::Tensor& x, Activation activation);
+Run activate(const ActivationStep& activation);
 /// (x, y) -> activation(x) times y, plus the bias (-1: none).
-Run gate(Activation activation, WeightId bias = -1);
+Run gate(const ActivationStep& activation, WeightId bias = -1);
+at::Tensor gated(const StepCall& call, const at::Tensor& x, const at::Tensor& y, const ActivationStep& activation);
 
 }  // namespace glassformer::steps

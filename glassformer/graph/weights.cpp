@@ -25,8 +25,14 @@ struct Weights::Slot {
   std::atomic<bool> loaded = false;
   at::Tensor value;
   int64_t first_version = 0;  // When it was loaded.
+  // Where gradients flow back to somebody's tensor: that one, and how the weight is made of it or of its gradient.
+  at::Tensor source;
+  std::function<at::Tensor(const at::Tensor&)> arranged;
 
   void put(at::Tensor tensor);
+  bool requires_grad() const {
+    return loaded && (value.requires_grad() || (source.defined() && source.requires_grad()));
+  }
 };
 
 namespace {
@@ -83,6 +89,7 @@ at::Tensor to_tensor(const StoredTensor& stored) {
 at::Tensor arrange(const at::Tensor& tensor, const WeightSource& source, const WeightSpec& spec, int64_t d_head) {
   switch (source.layout) {
     case Layout::kByHead:
+    case Layout::kScalar:
       return tensor.reshape(spec.shape);
     case Layout::kColumnsByHead:
       return tensor.transpose(1, 2).reshape(spec.shape);
@@ -95,6 +102,22 @@ at::Tensor arrange(const at::Tensor& tensor, const WeightSource& source, const W
   rows = rows.narrow(0, source.first_row, spec.shape[0]);
   if (source.layout != Layout::kRotaryPairs) return rows;
   return rows.reshape({-1, d_head / 2, 2, rows.numel() / rows.size(0)}).transpose(1, 2).reshape(rows.sizes());
+}
+
+// `arrange` backwards, for tensors that hold one weight.
+at::Tensor rearranged(const at::Tensor& weight, Layout layout, int64_t d_head) {
+  switch (layout) {
+    case Layout::kColumns:
+      return weight.t();
+    case Layout::kByHead:
+      return weight.view({-1, d_head});
+    case Layout::kColumnsByHead:
+      return weight.unflatten(0, {-1, d_head}).transpose(1, 2);
+    case Layout::kRowsByHead:
+      return weight.t().unflatten(0, {-1, d_head});
+    default:
+      return weight;
+  }
 }
 
 // Tensors that checkpoints carry and that are no weights: causal masks, rotary frequencies.
@@ -187,7 +210,8 @@ std::shared_ptr<Weights> Weights::from_files(const ModelFiles& files, const Desc
 }
 
 std::shared_ptr<Weights> Weights::from_tensors(const std::map<std::string, at::Tensor>& tensors,
-                                               const DescribedModel& model, at::ScalarType dtype, at::Device device) {
+                                               const DescribedModel& model, at::ScalarType dtype, at::Device device,
+                                               bool differentiable) {
   std::shared_ptr<Weights> weights(new Weights(weight_specs(model.config), dtype, device));
   weights->alias_tied(model.config);
   const auto exists = [&](const std::string& name) { return tensors.contains(name); };
@@ -203,10 +227,19 @@ std::shared_ptr<Weights> Weights::from_tensors(const std::map<std::string, at::T
     if (tensor.sizes() != at::IntArrayRef(expected))
       throw ShapeError(
           str("tensor '", place.name, "' has shape ", shape_text(tensor.sizes()), "; expected ", shape_text(expected)));
+    const auto arranged = [source = place.source, spec, d_head = model.config.d_head](const at::Tensor& given) {
+      return arrange(given, source, spec, d_head);
+    };
+    Slot& slot = *weights->slots_[weights->find(spec.name)];
     // At once: a copy made later could mix what its owner makes of the tensors in between.
-    weights->slots_[weights->find(spec.name)]->put(with_version([&] {
-      return arrange(tensor, place.source, spec, model.config.d_head).to(at::TensorOptions(device).dtype(dtype));
-    }));
+    slot.put(with_version([&] { return arranged(tensor).to(at::TensorOptions(device).dtype(dtype)); }));
+    if (!differentiable) continue;
+    if (!slot.value.is_alias_of(tensor))
+      throw InputError(str("tensor '", place.name, "' would be copied into '", spec.name,
+                           "': for gradients to flow back to it, it must be of the model's dtype, on its device, and "
+                           "laid out as the weight is"));
+    slot.source = tensor;
+    slot.arranged = arranged;
   }
   return weights;
 }
@@ -241,13 +274,24 @@ std::shared_ptr<Weights> Weights::converted(at::ScalarType dtype, at::Device dev
       continue;
     }
     to.put(with_version([&] { return (from.loaded ? from.value : from.load()).to(options, false, /*copy=*/true); }));
-    if (from.loaded && from.value.requires_grad()) to.value.set_requires_grad(true);
+    if (from.requires_grad()) to.value.set_requires_grad(true);
   }
   return made;
 }
 
 std::shared_ptr<Weights> Weights::without_values(const DescribedModel& model) {
   return std::shared_ptr<Weights>(new Weights(weight_specs(model.config), at::kFloat, at::kCPU));
+}
+
+std::shared_ptr<Weights> Weights::of(const std::vector<at::Tensor>& tensors) {
+  std::shared_ptr<Weights> weights(new Weights({}, at::kFloat, at::kCPU));
+  for (const at::Tensor& tensor : tensors) {
+    auto slot = std::make_shared<Slot>();
+    slot->value = tensor;
+    slot->loaded = true;
+    weights->add({str(weights->slots_.size()), {}}, std::move(slot));
+  }
+  return weights;
 }
 
 std::shared_ptr<Weights> Weights::none(at::ScalarType dtype, at::Device device) {
@@ -270,24 +314,38 @@ std::shared_ptr<Weights> Weights::extended(const std::map<std::string, at::Tenso
   return weights;
 }
 
-const at::Tensor& Weights::get(WeightId id) const {
+at::Tensor Weights::get(WeightId id) const {
   Slot& slot = *slots_[static_cast<size_t>(id)];
   if (slot.same_as >= 0) return get(slot.same_as);
-  if (slot.loaded) return slot.value;
-  const std::scoped_lock lock(slot.mutex);
-  if (!slot.loaded) slot.put(with_version(slot.load));
+  if (!slot.loaded) {
+    const std::scoped_lock lock(slot.mutex);
+    if (!slot.loaded) slot.put(with_version(slot.load));
+  }
+  if (slot.source.defined() && slot.source.requires_grad() && at::GradMode::is_enabled())
+    return slot.arranged(slot.source);
   return slot.value;
+}
+
+at::Tensor Weights::leaf(WeightId id) const {
+  const Slot& slot = *slots_[static_cast<size_t>(id)];
+  if (slot.same_as >= 0) return leaf(slot.same_as);
+  return slot.source.defined() ? slot.source : get(id);
+}
+
+at::Tensor Weights::of_leaf(WeightId id, const at::Tensor& gradient) const {
+  const Slot& slot = *slots_[static_cast<size_t>(id)];
+  if (slot.same_as >= 0) return of_leaf(slot.same_as, gradient);
+  return slot.source.defined() ? slot.arranged(gradient) : gradient;
 }
 
 bool Weights::requires_grad(WeightId id) const {
   const Slot& slot = *slots_[static_cast<size_t>(id)];
   if (slot.same_as >= 0) return requires_grad(slot.same_as);
-  return slot.loaded && slot.value.requires_grad();
+  return slot.requires_grad();
 }
 
 bool Weights::any_requires_grad() const {
-  return std::any_of(slots_.begin(), slots_.end(),
-                     [](const auto& slot) { return slot->loaded && slot->value.requires_grad(); });
+  return std::any_of(slots_.begin(), slots_.end(), [](const auto& slot) { return slot->requires_grad(); });
 }
 
 int64_t Weights::changes(WeightId id) const {
@@ -305,6 +363,19 @@ WeightId Weights::find(const std::string& name) const {
 }
 
 bool Weights::has(const std::string& name) const { return ids_.contains(name); }
+
+std::map<std::string, at::Tensor> Weights::arranged_as(const Architecture& architecture, int64_t d_head,
+                                                       const std::set<std::string>& names) const {
+  std::map<std::string, at::Tensor> tensors;
+  const auto exists = [&](const std::string& name) { return names.contains(name); };
+  for (const WeightSpec& spec : specs_) {
+    const WeightSource source = find_source(architecture.weights, specs_, spec, exists);
+    if (!exists(source.tensor) || source.layout == Layout::kRotaryPairs || source.tensor_rows != spec.shape[0])
+      continue;
+    tensors[source.tensor] = rearranged(get(find(spec.name)), source.layout, d_head);
+  }
+  return tensors;
+}
 
 int64_t Weights::count() const {
   int64_t total = 0;

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,9 +25,12 @@ class Weights {
   static std::shared_ptr<Weights> from_files(const ModelFiles& files, const DescribedModel& model, at::ScalarType dtype,
                                              at::Device device);
   /// Weights that someone else holds (a live transformers model): used in place where dtype and device agree, and
-  /// copied at once where they don't. Their own `requires_grad` and `grad` are not those of the tensors given.
+  /// copied at once where they don't. Their own `requires_grad` and `grad` are not those of the tensors given, unless
+  /// `differentiable`: then the tensors given are the leaves to which gradients flow, and `InputError` says which of
+  /// them would have to be copied.
   static std::shared_ptr<Weights> from_tensors(const std::map<std::string, at::Tensor>& tensors,
-                                               const DescribedModel& model, at::ScalarType dtype, at::Device device);
+                                               const DescribedModel& model, at::ScalarType dtype, at::Device device,
+                                               bool differentiable = false);
   /// Weights by our own names, each of the shape that the config asks for. `NameError`, `ShapeError`.
   static std::shared_ptr<Weights> by_name(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors,
                                           at::ScalarType dtype, at::Device device);
@@ -36,6 +40,9 @@ class Weights {
   /// don't touch the other. What is not loaded yet stays so, unless it is to lie in the mapped file, where it could be
   /// changed.
   std::shared_ptr<Weights> converted(at::ScalarType dtype, at::Device device) const;
+  /// These tensors as they are, graphs and all, by their places: for a step that is run by itself. Undefined ones may
+  /// stand among them where a step takes none.
+  static std::shared_ptr<Weights> of(const std::vector<at::Tensor>& tensors);
   /// None at all, for a model of one's own.
   static std::shared_ptr<Weights> none(at::ScalarType dtype, at::Device device);
   /// The same weights and further ones, of any shape: in place where dtype and device agree; integers stay integers.
@@ -45,8 +52,12 @@ class Weights {
 
   /// The weight as steps use it: outputs first, in the model's dtype and on its device. Loads it at the first call; any
   /// number of threads may ask. It may be changed in place while no thread computes with it.
-  const at::Tensor& get(WeightId id) const;
-  const at::Tensor& get(const std::string& name) const { return get(find(name)); }
+  at::Tensor get(WeightId id) const;
+  at::Tensor get(const std::string& name) const { return get(find(name)); }
+  /// The tensor that gradients for a weight flow to: itself, or the tensor that it was made from.
+  at::Tensor leaf(WeightId id) const;
+  /// The gradient of that tensor as one of the weight, in its shape.
+  at::Tensor of_leaf(WeightId id, const at::Tensor& gradient) const;
   /// Whether gradients are asked for it: it is loaded, and a user said so.
   bool requires_grad(WeightId id) const;
   bool any_requires_grad() const;
@@ -63,6 +74,10 @@ class Weights {
   const std::vector<WeightSpec>& specs() const { return specs_; }
   at::ScalarType dtype() const { return dtype_; }
   at::Device device() const { return device_; }
+  /// The weights in the names and layouts of an architecture's tensors, as far as it has them: those of `names` that
+  /// are one weight each. Views, so that either changes with the other.
+  std::map<std::string, at::Tensor> arranged_as(const Architecture& architecture, int64_t d_head,
+                                                const std::set<std::string>& names) const;
   /// Parameters, each counted once where a tensor serves twice.
   int64_t count() const;
 

@@ -13,9 +13,11 @@ Begin::Begin(std::shared_ptr<const Graph> graph, int64_t n_past)
 
 Begin Begin::at(std::shared_ptr<const Graph> graph, NodeId id) {
   const Node& node = graph->node(id);
-  if (node.is_input || node.axes.size() < 2 || node.axes[1].word != "pos")
+  if (node.is_input || node.choices > 0 || node.axes.size() < 2 || node.axes[1].word != "pos")
     throw InputError(str("a trace can begin at an activation with shape 'batch pos …'; ", node.name, " is ",
-                         node.is_input ? "an input" : shape_words(node)));
+                         node.is_input      ? "an input"
+                         : node.choices > 0 ? "a choice"
+                                            : shape_words(node)));
   Begin begin(std::move(graph));
   begin.source_ = id;
   begin.find_out();

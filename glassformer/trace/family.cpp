@@ -21,7 +21,9 @@ const Step& Family::step_of(const Node& node, const Lineage& lineage) const {
   return begin().has_fast(node) && !lineage.edits_any(node.skipped) ? node.fast : node.open;
 }
 
-bool Family::keeps(const Node& node) const { return node.attended || node.is_input || keep.what == Keep::What::kAll; }
+bool Family::keeps(const Node& node) const {
+  return node.attended || node.is_input || node.choices > 0 || keep.what == Keep::What::kAll;
+}
 
 void Family::follow_weights() {
   if (hooks_running > 0 || !weights.update(*model)) return;

@@ -66,6 +66,7 @@ class Detour {
 struct Target {
   std::string name;
   NodeId node = -1;             // Of a node that steps pass over, or -1.
+  WeightId weight = -1;         // Of a weight, or -1.
   int64_t input = -1;           // The number of its tensor among those to differentiate by; -1: it has none.
   std::vector<NodeId> ends;     // What those steps made,
   std::vector<size_t> at_ends;  // and the numbers of their tensors.
@@ -76,7 +77,7 @@ class Differentiation {
   explicit Differentiation(TraceState& trace) : trace_(trace) {}
 
   void add(const std::string& name) {
-    Target target{name, -1, -1, {}, {}};
+    Target target{.name = name, .ends = {}, .at_ends = {}};
     if (trace_.graph().has(name)) {
       const NodeId node = trace_.graph().find(name);
       target.name = trace_.graph().node(node).name;
@@ -89,7 +90,8 @@ class Differentiation {
         throw InputError(str("weight '", name,
                              "' doesn't require grad: say so before reading what it is to be "
                              "differentiated through"));
-      target.input = add_input(weights.get(weight));
+      target.weight = weight;
+      target.input = add_input(weights.leaf(weight));
     }
     targets_.push_back(std::move(target));
   }
@@ -110,6 +112,7 @@ class Differentiation {
 
   void add_node(Target& target, NodeId node) {
     trace_.begin().require(node);
+    if (trace_.graph().node(node).choices > 0) return;
     if (const auto taped = trace_.tape.values.find(node); taped != trace_.tape.values.end())
       target.input = add_input(taped->second.given);
     for (const auto& [end, taped] : trace_.tape.values)
@@ -139,7 +142,8 @@ class Differentiation {
                            " in this trace: it was computed from values of another trace, of another state of this "
                            "one, or of nodes that ",
                            target.name, " does not reach"));
-    return total;
+    if (target.weight < 0 || !total.defined()) return total;
+    return trace_.family->model->weights().of_leaf(target.weight, total);
   }
 
   TraceState& trace_;

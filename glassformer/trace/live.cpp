@@ -162,7 +162,7 @@ std::shared_ptr<Edit> TraceState::make_derived(const Node& node, const at::Tenso
   } else {
     edit->made_under = {{0, 0}};  // Not found out, as with a graph: under no lineage, so the numbers are compared.
   }
-  edit->made_after = edits_before(node.id);
+  edit->made_after = edits_before(node.id, edit->made_from_rows);
   edit->made_epoch = weight_epoch;
   return edit;
 }

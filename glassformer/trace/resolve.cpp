@@ -258,7 +258,7 @@ at::Tensor at_rows(const TraceState& trace, const Node& node, const at::Tensor& 
 void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor& present) {
   const Edit& edit = *entry.edit;
   const bool same_weights = trace.family->weights.epoch_of(edit.node) <= edit.made_epoch;
-  if (same_weights && trace.edits_before(edit.node, &entry) == edit.made_after) return;
+  if (same_weights && trace.edits_before(edit.node, edit.made_from_rows, &entry) == edit.made_after) return;
   const Node& node = trace.graph().node(edit.node);
   at::Tensor source = at_rows(trace, node, present.detach(), edit.made_from_rows.rows());
   if (node.has_keys()) source = source.narrow(3, 0, edit.made_from.size(3));
@@ -287,13 +287,19 @@ void TraceState::settle_overlay(Entry& entry) {
   if (entry.changes()) learn(*entry.edit, *entry.from);
 }
 
-std::vector<uint64_t> TraceState::edits_before(NodeId node, const Entry* before) const {
+std::vector<uint64_t> TraceState::edits_before(NodeId node, const RowSet& rows, const Entry* before) const {
   std::vector<uint64_t> ids;
+  bool hooked = false;
   for (const Entry& entry : entries) {
     if (&entry == before) break;
-    if (entry.edit->kind != Edit::Kind::kGradient && family->lineages.concerns(*entry.edit, node))
-      ids.push_back(entry.edit->id);
+    if (entry.edit->kind == Edit::Kind::kGradient || !family->lineages.concerns(*entry.edit, node)) continue;
+    ids.push_back(entry.edit->id);
+    hooked = hooked || entry.edit->hook;
   }
+  if (!hooked || rows.empty()) return ids;
+  // Hooks see whole segments: in a shorter one they can do something else to the same row.
+  const auto next = std::lower_bound(segments.begin(), segments.end(), rows.end());
+  ids.push_back(static_cast<uint64_t>(next == segments.end() ? length : *next));
   return ids;
 }
 
@@ -305,7 +311,8 @@ int64_t TraceState::effect_of(const Entry& entry, const Request& request) const 
   at::Tensor present = gather(request, node.has_keys() ? edit.overlay->n_keys() : -1);
   if (edit.made_from.defined()) {
     const bool same_weights = family->weights.epoch_of(node.id) <= edit.made_epoch;
-    const bool same_edits = edits_before(edit.node, &entry) == edit.made_after || is_made_under(edit, request);
+    const bool same_edits =
+        edits_before(edit.node, edit.made_from_rows, &entry) == edit.made_after || is_made_under(edit, request);
     const bool same =
         (same_weights && same_edits) || first_difference(edit.made_from, present, request.rows, node.row_axis) < 0;
     if (!same) refuse_derived(*this, entry);

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Generator.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/multinomial.h>
 #include <ATen/ops/softmax.h>
@@ -14,6 +15,7 @@
 #include <limits>
 
 #include "glassformer/base/errors.h"
+#include "glassformer/graph/node.h"
 
 namespace glassformer {
 namespace {
@@ -105,16 +107,24 @@ void check_sampler(const SamplerOptions& options) {
 
 at::Tensor sample(const at::Tensor& logits, std::span<const std::vector<int64_t>> texts, const SamplerOptions& options,
                   const at::Generator* generator) {
+  const at::NoGradGuard without_graph;
+  if (!logits.is_floating_point() || logits.dim() == 0 || logits.size(-1) == 0)
+    throw InputError(str("logits of shape ", shape_text(logits.sizes()), " and type ",
+                         c10::toString(logits.scalar_type()), "; expected … d_vocab, floating point"));
   SamplerOptions rules = options;
   if (rules.temperature == 0.0) rules.sample = false;
   // transformers goes over to float32 before the rules; TransformerLens before the draw.
   const bool lens = rules.order == SamplerOrder::kTransformerLens;
-  at::Tensor scores = logits.to(lens ? logits.scalar_type() : at::kFloat, false, true);
+  at::Tensor scores = logits.to(lens ? logits.scalar_type() : at::kFloat, false, true).reshape({-1, logits.size(-1)});
+  if (!texts.empty() && static_cast<int64_t>(texts.size()) != scores.size(0))
+    throw InputError(
+        str(texts.size(), " texts for ", scores.size(0), " rows of logits; expected one for each, or none"));
+  const auto leading = logits.sizes().slice(0, logits.dim() - 1);
   apply_rules(scores, texts, rules);
-  if (!rules.sample) return at::argmax(scores, -1);
+  if (!rules.sample) return at::argmax(scores, -1).view(leading);
   return at::multinomial(at::softmax(scores.to(at::kFloat), -1), 1, false,
                          generator == nullptr ? std::nullopt : std::optional(*generator))
-      .squeeze(1);
+      .view(leading);
 }
 
 }  // namespace glassformer

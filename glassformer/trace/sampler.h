@@ -28,9 +28,10 @@ struct SamplerOptions {
 /// Raises `InputError` for values outside their range.
 void check_sampler(const SamplerOptions& options);
 
-/// The next token of each sequence from logits `batch d_vocab`: `batch`, int64. `texts` holds each sequence's tokens so
-/// far. Draws come from `generator`, or from torch's own where it is missing, one call of multinomial for the whole
-/// batch: the same seed gives the same tokens as transformers, or TransformerLens with its order.
+/// The next token of each sequence from logits `… d_vocab`, `batch d_vocab` as a rule: `…`, int64. `texts` holds each
+/// sequence's tokens so far; without any, nothing is penalised. `InputError` where there are more or fewer texts. Draws
+/// come from `generator`, or from torch's own where it is missing, one call of multinomial for the whole batch: the
+/// same seed gives the same tokens as transformers, or TransformerLens with its order.
 at::Tensor sample(const at::Tensor& logits, std::span<const std::vector<int64_t>> texts, const SamplerOptions& options,
                   const at::Generator* generator = nullptr);
 

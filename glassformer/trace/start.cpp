@@ -1,6 +1,7 @@
 // How a trace starts: what is given for its first positions, checked and put where the steps find it.
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/ones.h>
 
 #include <algorithm>
 
@@ -30,10 +31,10 @@ int64_t length_of(const Past& past, const ModelConfig& config) {
       if (!part->defined() || part->is_sparse() || !part->is_floating_point())
         throw InputError(what + ": expected a dense tensor of floating-point numbers");
       const bool fits = part->dim() == 4 && part->size(0) == first.size(0) && part->size(1) == n_past && n_past > 0 &&
-                        part->size(2) == config.n_kv_heads && part->size(3) == config.d_head;
+                        part->size(2) == config.n_shown_kv_heads() && part->size(3) == config.d_head;
       if (!fits)
-        throw ShapeError(str(what, ": expected shape [batch, past_pos, ", config.n_kv_heads, ", ", config.d_head,
-                             "], batch and past_pos (1 or more) the same everywhere; found ",
+        throw ShapeError(str(what, ": expected shape [batch, past_pos, ", config.n_shown_kv_heads(), ", ",
+                             config.d_head, "], batch and past_pos (1 or more) the same everywhere; found ",
                              shape_text(part->sizes())));
     }
   return n_past;
@@ -62,7 +63,11 @@ std::unique_ptr<TraceState> TraceState::started(std::shared_ptr<const Model> mod
   state->give(family.begin().source(), n_past, value.detach());
   if (value.requires_grad()) state->given_with_graph = value;
   state->length = n_past + value.size(1);
-  if (options.attention_mask.defined()) state->give_mask(options.attention_mask);
+  if (family.model->config().bidirectional) {
+    state->give_mask(state->mask_for_all(options.attention_mask));
+  } else if (options.attention_mask.defined()) {
+    state->give_mask(options.attention_mask);
+  }
   if (options.positions.defined()) state->give_positions(options.positions);
   state->segments = {0};
   state->stem = std::make_shared<Stem>(Stem{state->length});
@@ -118,6 +123,13 @@ at::Tensor TraceState::given_value() const {
   });
   Lineage& unedited = lineage_of(source, first_edit == entries.end() ? nullptr : &*first_edit);
   return gather({family.get(), &unedited, source, RowSet(0, length)});
+}
+
+at::Tensor TraceState::mask_for_all(const at::Tensor& mask) const {
+  if (mask.defined() && mask.dim() != 2) return mask;
+  const int64_t n_queries = length - begin().n_past();
+  if (!mask.defined()) return at::ones({family->batch, n_queries, length}, at::kBool);
+  return mask.unsqueeze(1).expand({mask.size(0), n_queries, mask.size(1)});
 }
 
 void TraceState::give_mask(const at::Tensor& mask) {

@@ -58,6 +58,10 @@ void TraceState::give(NodeId node, int64_t first, const at::Tensor& value) {
 
 void TraceState::append(const at::Tensor& given) {
   begin_editing();
+  if (family->model->config().bidirectional)
+    throw UnsupportedError(
+        "a bidirectional model can't go on from what it computed, since earlier positions see the new ones: trace the "
+        "longer input anew");
   const at::Tensor value = as_given(given);
   if (stem->length != length) {
     auto branch = std::make_shared<Edit>();
@@ -320,6 +324,8 @@ void TraceState::drop(NodeId node) {
 
 at::ScalarType TraceState::dtype_of(const Node& node) const {
   if (node.is_input) return node.id == graph().attention_mask() ? at::kBool : at::kLong;
+  if (node.choices > 0) return at::kLong;
+  if (node.is_single) return at::kFloat;
   const at::ScalarType dtype = family->model->weights().dtype();
   return node.is_wide && dtype != at::kDouble ? at::kFloat : dtype;
 }
@@ -330,9 +336,11 @@ std::shared_ptr<Edit> TraceState::make_overlay(const Node& node, const at::Tenso
   edit->node = node.id;
   edit->overlay.emplace(node, shape_of(node, at_length), region, value, dtype_of(node),
                         family->model->weights().device());
-  if (node.id == graph().tokens() || node.id == graph().positions()) {
+  const int64_t limit = node.id == graph().tokens()      ? family->model->config().d_vocab
+                        : node.id == graph().positions() ? graph().n_ctx()
+                                                         : node.choices;
+  if (limit > 0) {
     const at::Tensor numbers = value.to(at::kLong);
-    const int64_t limit = node.id == graph().tokens() ? family->model->config().d_vocab : graph().n_ctx();
     if (numbers.numel() > 0 && (numbers.min().item<int64_t>() < 0 || numbers.max().item<int64_t>() >= limit))
       throw InputError(str(node.name, ": expected numbers from 0 to ", limit - 1));
   }

@@ -40,6 +40,8 @@ struct TraceState {
   /// A trace of a new family on tokens, or on the value of `node`.
   static std::unique_ptr<TraceState> started(std::shared_ptr<const Model> model, const at::Tensor& given,
                                              const TraceOptions& options, std::optional<NodeId> node = {});
+  /// The mask of a model that sees later keys too: `batch query_pos key_pos`.
+  at::Tensor mask_for_all(const at::Tensor& mask) const;
   void give_mask(const at::Tensor& mask);
   void give_positions(const at::Tensor& positions);
   void give_past(const Past& past);
@@ -87,7 +89,7 @@ struct TraceState {
   /// Those edits that are known to change `node`, up to `before`.
   Lineage& lineage_of(NodeId node, const Entry* before = nullptr) const;
   /// The ids of the edits before an entry that can change `node`.
-  std::vector<uint64_t> edits_before(NodeId node, const Entry* before = nullptr) const;
+  std::vector<uint64_t> edits_before(NodeId node, const RowSet& rows, const Entry* before = nullptr) const;
   bool has_hooks() const;
   /// That an edit changes something from this position on.
   void learn(Edit& edit, int64_t from);

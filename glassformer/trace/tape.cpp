@@ -265,7 +265,7 @@ class Recorder {
       trace.family->rows_computed[static_cast<size_t>(id)] += trace.family->batch * taped.computed.size(node.row_axis);
     }
     if (taped.computed.defined()) {
-      if (trace.tracked && !taped.computed.requires_grad())
+      if (trace.tracked && !taped.computed.requires_grad() && node.choices == 0)
         taped.computed = taped.computed.detach().clone().requires_grad_();
       taped.give(lazy_clone(taped.computed));
     }
@@ -296,7 +296,8 @@ class Recorder {
 
   static void take(TraceState& trace, NodeId node, at::Tensor value) {
     Taped& taped = trace.tape.values[node];
-    if (trace.tracked && !value.requires_grad()) value = lazy_clone(value.detach().clone().requires_grad_());
+    if (trace.tracked && !value.requires_grad() && trace.graph().node(node).choices == 0)
+      value = lazy_clone(value.detach().clone().requires_grad_());
     taped.give(std::move(value));
     ++taped.n_applied;
   }

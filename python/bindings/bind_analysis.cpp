@@ -12,6 +12,7 @@
 #include "glassformer/view/terminal.h"
 #include "python/bindings/bindings.h"
 #include "python/bindings/poll.h"
+#include "python/bindings/regions.h"
 
 namespace py = pybind11;
 
@@ -31,6 +32,21 @@ Metric python_metric(const py::function& function, Positions positions) {
     return at::scalar_tensor(py::float_(made).cast<double>(), at::TensorOptions(at::kDouble));
   };
   return {value, std::move(positions)};
+}
+
+// `patch(i)` gives a node, a value and an index of the node's value (None: all of it).
+void python_sweep(Trace& trace, int64_t n_runs, const py::function& patch, const py::function& take) {
+  const auto make = [&](int64_t i) {
+    const py::gil_scoped_acquire gil;
+    const auto [node, value, index] = patch(i).cast<std::tuple<std::string, at::Tensor, py::object>>();
+    return Patch{node, value, region_of(index, node_shape(trace.model(), node, trace.batch(), trace.length()))};
+  };
+  const auto hand_over = [&take](int64_t i, const std::shared_ptr<PatchedRun>& run) {
+    const py::gil_scoped_acquire gil;
+    take(i, run);
+  };
+  const py::gil_scoped_release release;
+  sweep_patches(trace, n_runs, make, hand_over);
 }
 
 template <typename Field>
@@ -97,6 +113,9 @@ void bind_analysis(py::module_& module) {
       },
       py::arg("clean"), py::arg("corrupted"), py::arg("metric"), py::arg("activation"), py::arg("by_position"),
       py::arg("by_head"), py::arg("layers"), py::arg("progress"));
+  py::class_<PatchedRun, std::shared_ptr<PatchedRun>>(module, "PatchedRun")
+      .def("logits", &PatchedRun::logits, py::arg("positions"), Release());
+  module.def("sweep_patches", &python_sweep, py::arg("trace"), py::arg("n_runs"), py::arg("patch"), py::arg("take"));
   module.def(
       "attribution_patching",
       [](Trace& clean, Trace& corrupted, const Metric& metric, const std::vector<std::string>& nodes) {

@@ -19,6 +19,7 @@ std::vector<std::string> names_of(const Biases& biases) {
                                               {"mlp_in", biases.mlp_in},
                                               {"mlp_gate", biases.mlp_gate},
                                               {"mlp_out", biases.mlp_out},
+                                              {"experts", biases.experts},
                                               {"unembed", biases.unembed}};
   std::vector<std::string> names;
   for (const auto& [name, there] : all)
@@ -33,7 +34,16 @@ void bind_model(py::module_& module) {
                    "Rotary position embedding: how many dimensions of a head turn, by which base and scaling.")
       .def_readonly("dims", &Rope::dims)
       .def_readonly("base", &Rope::base)
+      .def_readonly("adjacent_pairs", &Rope::adjacent_pairs)
       .def_readonly("factor", &Rope::factor)
+      .def_readonly("original_n_ctx", &Rope::original_n_ctx)
+      .def_readonly("low_freq_factor", &Rope::low_freq_factor)
+      .def_readonly("high_freq_factor", &Rope::high_freq_factor)
+      .def_readonly("beta_fast", &Rope::beta_fast)
+      .def_readonly("beta_slow", &Rope::beta_slow)
+      .def_readonly("truncate", &Rope::truncate)
+      .def_readonly("divisors", &Rope::divisors)
+      .def_readonly("attention_factor", &Rope::attention_factor)
       .def_property_readonly("scaling", [](const Rope& rope) { return name_of(rope.scaling); });
   py::class_<ModelConfig>(module, "ModelConfig", "What a model is: its sizes and the switches of its architecture.")
       .def_readonly("architecture", &ModelConfig::architecture)
@@ -44,9 +54,18 @@ void bind_model(py::module_& module) {
       .def_readonly("d_head", &ModelConfig::d_head)
       .def_readonly("d_mlp", &ModelConfig::d_mlp)
       .def_readonly("d_vocab", &ModelConfig::d_vocab)
+      .def_readonly("d_vocab_out", &ModelConfig::d_vocab_out)
       .def_readonly("n_ctx", &ModelConfig::n_ctx)
+      .def_readonly("norm_weights", &ModelConfig::norm_weights)
       .def_readonly("norm_eps", &ModelConfig::norm_eps)
       .def_readonly("gated_mlp", &ModelConfig::gated_mlp)
+      .def_property_readonly("n_experts", [](const ModelConfig& c) { return c.experts.count; })
+      .def_property_readonly("experts_per_token", [](const ModelConfig& c) { return c.experts.per_token; })
+      .def_readonly("mlp_norm", &ModelConfig::mlp_norm)
+      .def_readonly("attention_only", &ModelConfig::attention_only)
+      .def_readonly("parallel", &ModelConfig::parallel)
+      .def_readonly("score_cap", &ModelConfig::score_cap)
+      .def_readonly("logit_cap", &ModelConfig::logit_cap)
       .def_readonly("tied_unembed", &ModelConfig::tied_unembed)
       .def_readonly("rope", &ModelConfig::rope)
       .def_property_readonly("norm",
@@ -61,6 +80,12 @@ void bind_model(py::module_& module) {
                                for (const LayerConfig& layer : c.layers) windows.push_back(layer.window);
                                return windows;
                              })
+      .def_property_readonly("attention_scales",
+                             [](const ModelConfig& c) {
+                               std::vector<double> scales;
+                               for (const LayerConfig& layer : c.layers) scales.push_back(layer.attention_scale);
+                               return scales;
+                             })
       .def_property_readonly("biases", [](const ModelConfig& c) { return names_of(c.biases); });
   module.def("architectures", [] {
     std::vector<std::pair<std::vector<std::string>, std::string>> list;
@@ -68,6 +93,10 @@ void bind_model(py::module_& module) {
       list.emplace_back(architecture.model_types, architecture.gguf_name);
     return list;
   });
+  module.def(
+      "describe",
+      [](const std::string& config_json, const std::string& path) { return describe(config_json, path).config; },
+      py::arg("config_json"), py::arg("path"));
   module.def(
       "node_steps",
       [](const std::string& config_json) {
@@ -94,11 +123,12 @@ void bind_model(py::module_& module) {
       .def_static(
           "from_tensors",
           [](const std::string& config, const std::map<std::string, at::Tensor>& tensors,
-             std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType dtype, at::Device device) {
+             std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType dtype, at::Device device, bool differentiable) {
             return std::const_pointer_cast<Model>(
-                Model::from_tensors(config, tensors, std::move(tokenizer), {dtype, device}));
+                Model::from_tensors(config, tensors, std::move(tokenizer), {dtype, device, differentiable}));
           },
-          py::arg("config_json"), py::arg("tensors"), py::arg("tokenizer"), py::arg("dtype"), py::arg("device"))
+          py::arg("config_json"), py::arg("tensors"), py::arg("tokenizer"), py::arg("dtype"), py::arg("device"),
+          py::arg("differentiable") = false)
       .def_property_readonly("path", &Model::path)
       .def_property_readonly("name", &Model::name)
       .def_property_readonly("config", &Model::config, py::return_value_policy::reference_internal)
@@ -117,6 +147,13 @@ void bind_model(py::module_& module) {
       .def(
           "weight", [](const Model& model, const std::string& name) { return model.weights().get(name); },
           py::arg("name"))
+      .def(
+          "weights_as",
+          [](const Model& model, const std::string& model_type, const std::set<std::string>& names) {
+            return model.weights().arranged_as(find_architecture(model_type, "weights_as"), model.config().d_head,
+                                               names);
+          },
+          py::arg("model_type"), py::arg("names"))
       .def("weights_changed", &Model::weights_changed)
       .def(
           "to",

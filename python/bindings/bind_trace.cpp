@@ -39,13 +39,6 @@ Past past_of(const KeysAndValues& given) {
   return past;
 }
 
-std::vector<int64_t> node_shape(const Model& model, const std::string& name, int64_t batch, int64_t length) {
-  std::vector<int64_t> shape;
-  for (const Axis& axis : model.graph().node(model.graph().find(name)).axes)
-    shape.push_back(axis.word == "batch" ? batch : axis.size == 0 ? length : axis.size);
-  return shape;
-}
-
 std::vector<Trace*> pointers(const py::iterable& traces) {
   std::vector<Trace*> list;
   for (const py::handle trace : traces) list.push_back(trace.cast<Trace*>());

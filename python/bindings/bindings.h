@@ -14,5 +14,8 @@ void bind_trace(pybind11::module_& module);
 void bind_generate(pybind11::module_& module);
 void bind_analysis(pybind11::module_& module);
 void bind_factored(pybind11::module_& module);
+void bind_steps(pybind11::module_& module);
+void bind_residual(pybind11::module_& module);
+void bind_losses(pybind11::module_& module);
 
 }  // namespace glassformer

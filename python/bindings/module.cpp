@@ -12,4 +12,7 @@ PYBIND11_MODULE(_core, module) {
   glassformer::bind_generate(module);
   glassformer::bind_analysis(module);
   glassformer::bind_factored(module);
+  glassformer::bind_steps(module);
+  glassformer::bind_residual(module);
+  glassformer::bind_losses(module);
 }

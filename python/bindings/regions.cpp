@@ -34,6 +34,13 @@ std::vector<int64_t> indices_of(const py::handle& item, int64_t size) {
 
 }  // namespace
 
+std::vector<int64_t> node_shape(const Model& model, const std::string& name, int64_t batch, int64_t length) {
+  std::vector<int64_t> shape;
+  for (const Axis& axis : model.graph().node(model.graph().find(name)).axes)
+    shape.push_back(axis.word == "batch" ? batch : axis.size == 0 ? length : axis.size);
+  return shape;
+}
+
 Region region_of(const py::object& index, const std::vector<int64_t>& shape) {
   if (index.is_none() || index.ptr() == Py_Ellipsis) return {};
   if (THPVariable_Check(index.ptr()) && index.cast<at::Tensor>().scalar_type() == at::kBool &&

@@ -376,7 +376,7 @@ def load(
     path = os.fspath(source)
     wanted = torch.float32 if dtype is None else dtype_of(dtype)
     core = _core.Model.load(path, wanted, device_of("cpu" if device is None else device))
-    return Model(core, chosen or _own_tokenizer(core))
+    return Model(core, chosen or own_tokenizer(core))
 
 
 def _is_many(prompt: Any) -> bool:
@@ -385,7 +385,8 @@ def _is_many(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and len(prompt) > 0 and not isinstance(prompt[0], int)
 
 
-def _own_tokenizer(core: _core.Model) -> Tokenizer | None:
+def own_tokenizer(core: _core.Model) -> Tokenizer | None:
+    """The tokenizer that came with a core's model, or None."""
     if core.tokenizer is None:
         return None
     config = _text(os.path.join(core.path, "tokenizer_config.json"))

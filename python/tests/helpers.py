@@ -5,6 +5,7 @@ import functools
 import types
 
 import torch
+from experts_model import N_EXPERTS, experts_subject
 from oracle import Oracle, first_row, rows_of
 from tiny_models import make_model
 
@@ -14,6 +15,8 @@ import glassformer
 @functools.cache
 def subject(name, dtype=torch.float64):
     """A tiny model three times: of `transformers`, ours on the same weights, and the oracle."""
+    if name == "experts":
+        return experts_subject(dtype)
     reference = make_model(name, dtype)
     return types.SimpleNamespace(reference=reference, model=glassformer.load(reference), oracle=Oracle(reference))
 
@@ -49,6 +52,13 @@ def residuals(output):
 def shape_of(node, batch, length):
     """A node's shape for a trace of that size."""
     return [batch if word == "batch" else size or length for word, size in zip(node.axes, node.sizes, strict=True)]
+
+
+def choices(name):
+    """Of a node of whole numbers, how many there are to choose from; 0 for all others."""
+    if name.endswith("hook_expert_indices"):
+        return N_EXPERTS
+    return 40 if name in ("hook_tokens", "positions") else 0
 
 
 def everywhere(shape):

@@ -234,9 +234,10 @@ class _Pass:
             self.put(f"{attn}hook_{part}", self.project(source + name, own, normed, norm_name))
             for part, name, own in zip("qkv", names, inputs, strict=True)
         )
+        q, k = (self.before_rotation(attn, source, part, x) for part, x in (("q", q), ("k", k)))
         if not gpt2:
             q, k = (self.put(f"{attn}hook_rot_{part}", self.rotate(x)) for part, x in (("q", q), ("k", k)))
-        z = self.mix(attn, layer, q, k, v)
+        z = self.mix(attn, source, layer, q, k, v)
         weight, bias = self.projection(source + ("c_proj" if gpt2 else "o_proj"))
         by_head = weight.reshape(weight.shape[0], oracle.n_heads, oracle.d_head)
         result = self.put(f"{attn}hook_result", torch.einsum("bphe,dhe->bphd", z, by_head))
@@ -257,13 +258,21 @@ class _Pass:
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat([-second, first], dim=-1) * sin
 
-    def mix(self, attn, layer, q, k, v):
+    def before_rotation(self, attn, source, part, x):
+        del attn, source, part
+        return x
+
+    def soften(self, source, scores):
+        del source
+        return scores.softmax(-1)
+
+    def mix(self, attn, source, layer, q, k, v):
         oracle = self.oracle
         group = oracle.n_heads // oracle.n_kv_heads
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
         scores = torch.einsum("bqhe,bkhe->bhqk", q, k) * self.scale(layer)
         scores = self.put(f"{attn}hook_attn_scores", scores.masked_fill(~self.allowed(q.shape[1]), NEVER))
-        pattern = self.put(f"{attn}hook_pattern", scores.softmax(-1).nan_to_num(nan=0.0))
+        pattern = self.put(f"{attn}hook_pattern", self.soften(source, scores).nan_to_num(nan=0.0))
         return self.put(f"{attn}hook_z", torch.einsum("bhqk,bkhe->bqhe", pattern, v))
 
     def scale(self, layer):
@@ -288,10 +297,9 @@ class _Pass:
 
 def first_row(name, n_past):
     """The first position of a node that there is after a past."""
-    keys = ("hook_k", "hook_v", "hook_rot_k")
-    return (
-        0 if name.endswith(("positions", "attention_mask", "hook_cos", "hook_sin", "hook_pos_embed", *keys)) else n_past
-    )
+    keys = ("hook_k", "hook_v", "hook_rot_k", "k_norm.hook_scale", "k_norm.hook_normalized", "k_norm.hook_out")
+    inputs = ("positions", "attention_mask", "hook_cos", "hook_sin", "hook_pos_embed")
+    return 0 if name.endswith((*inputs, *keys)) else n_past
 
 
 def has_keys(name):

@@ -1,13 +1,18 @@
 """Random gradients of traces, against torch's own through the oracle."""
 
 import torch
-from helpers import shape_of
+from helpers import choices, shape_of
 from oracle import Derived, Leaf, rows_of
 
 import glassformer
 
 INPUTS = ("hook_tokens", "positions", "attention_mask")
 HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+
+
+def is_computed(node):
+    """Whether a node has numbers that one can differentiate by."""
+    return node.name not in INPUTS and not choices(node.name)
 
 
 class GradientOperations:
@@ -22,10 +27,10 @@ class GradientOperations:
 
     def gradient(self, index, pair):
         self.collect(index, pair)
-        end = self.nodes[-1]  # The logits, or the last one that the trace has.
+        end = [n for n in self.nodes if is_computed(n)][-1]  # The logits, or the last one that the trace has.
         if self.may_be_ambiguous(pair, end):
             return
-        floats = [n for n in self.nodes if n.name not in INPUTS and not n.name.endswith(HEAD_INPUTS)]
+        floats = [n for n in self.nodes if is_computed(n) and not n.name.endswith(HEAD_INPUTS)]
         floats = [n for n in floats if self.may_edit(pair, n)]
         nodes = self.random.sample(floats, self.random.randint(1, min(3, len(floats))))
         last = self.random.random() < 0.4

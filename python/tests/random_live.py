@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from helpers import shape_of
+from helpers import choices, shape_of
 from oracle import Derived, first_row, has_keys
 
 import glassformer
@@ -145,6 +145,8 @@ class LiveOperations:
         picked = torch.zeros(tensor.shape, dtype=torch.bool)
         picked.view(-1)[flat[chosen].reshape(-1)] = True
         value = self.some_value(held.node, flat[chosen].shape)
+        if isinstance(value, torch.Tensor):
+            value = value.to(tensor.dtype)
         # With a graph it would end there, as torch has it, without a number that is another.
         is_view = isinstance(chosen, tuple) and not tensor.requires_grad and self.random.random() < 0.2
         if is_view:
@@ -220,7 +222,7 @@ class LiveOperations:
         if held.node.name == "attention_mask":
             self.random.choice([tensor.logical_not_, tensor[chosen].logical_not_])()
         elif not tensor.is_floating_point():
-            tensor.data[chosen] = self.random.randrange(40)
+            tensor.data[chosen] = self.random.randrange(choices(held.node.name))
         else:
             ways = [
                 lambda: tensor.mul_(factor),
@@ -270,8 +272,8 @@ class LiveOperations:
     def some_value(self, node, shape):
         if node.name == "attention_mask":
             return self.random.random() < 0.4
-        if node.name in ("hook_tokens", "positions"):
-            return self.random.randrange(40)
+        if choices(node.name):
+            return self.random.randrange(choices(node.name))
         if self.random.random() < 0.4:
             return self.random.uniform(0.1, 1)
         shape = shape if self.random.random() < 0.7 else shape[len(shape) - 1 :]
@@ -335,7 +337,7 @@ class LiveOperations:
         # To torch a tensor that is changed after its use is another one, which has no gradient from before.
         pair.spoiled |= {held.node.name for held in pair.held if held.tensor.requires_grad}
         for held in pair.held:
-            held.tensor[:, -1:] = held.tensor[:, :1] if held.node.name in ("hook_tokens", "positions") else 1
+            held.tensor[:, -1:] = held.tensor[:, :1] if choices(held.node.name) else 1
             held.tensor.data.zero_()
         pair.held = []
 

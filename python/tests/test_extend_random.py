@@ -76,6 +76,7 @@ class Session(test_trace_random.Session):
         model = pair.trace.model.splice(target, name, sae.encode, sae.decode)
         self.log.append(f"{index}: fork onto a model with {name} on {target}, alone from now on")
         pair.trace = pair.trace.fork(model)
+        self.recomputed = object()
         pair.held = []
         self.pairs = [pair]
         # What it edits is found by name: edits of the node below have moved with it.

@@ -529,3 +529,15 @@ def test_changes_that_do_not_count_leave_values_with_a_graph_alone(tiny, tokens)
     assert torch.equal(trace.read("resid_pre1").detach(), stream)
     assert torch.equal(trace.read("z1").detach(), mixed)
     assert_close(trace.logits.detach(), expected, 1e-10)
+
+
+def test_a_hook_that_sees_less_makes_a_change_ambiguous(tiny):
+    """A segment that is cut short gives its hook other input, also for the positions that stay."""
+    trace = tiny.model.trace(random_tokens(1, 4))
+    trace.append(random_tokens(1, 3, seed=1))
+    trace.hook("hook_embed", lambda value, _: value + value.mean(dim=1, keepdim=True))
+    trace.at([5])["resid_mid1"][:] *= 2
+    trace.read("logits")
+    trace.truncate(6)
+    with pytest.raises(glassformer.OrderError, match="hook_embed"):
+        trace.read("logits")

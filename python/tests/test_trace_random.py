@@ -8,9 +8,9 @@ import random
 
 import pytest
 import torch
-from helpers import assert_close, everywhere, shape_of, subject
+from helpers import assert_close, choices, everywhere, shape_of, subject
 from oracle import Ambiguous, Derived, first_row, has_keys, rows_of
-from random_gradients import HEAD_INPUTS, INPUTS, GradientOperations
+from random_gradients import HEAD_INPUTS, GradientOperations, is_computed
 from random_hooks import HookOf, clamp, halve, mix, same, uniform
 from random_live import LiveOperations, cut_derived
 from tiny_models import D_VOCAB
@@ -25,6 +25,8 @@ PASSED_OVER = (
     "attn_scores",
     "hook_pattern",
     "hook_result",
+    "hook_expert_gate",
+    "hook_expert_out",
     "ln2.hook_scale",
     "ln2.hook_normalized",
     "final.hook_scale",
@@ -83,7 +85,15 @@ def reaching(name, source="hook_tokens"):
         edits[node] = [*edits.get(node, []), (torch.ones_like(other, dtype=torch.bool), other)]
         nodes = tiny.oracle.run(tokens, edits)
         changed[node] = {each for each in nodes if not torch.equal(nodes[each], plain[each])} | {node}
+    for node in reversed(changed):
+        changed[node] |= through_choices(changed[node], changed)
     return changed
+
+
+def through_choices(names, changed):
+    """What depends on choices that depend on `names`, though they may come out the same."""
+    chosen = [name.replace("weights", "indices") for name in names if name.endswith("hook_expert_weights")]
+    return set(chosen).union(*(changed[name] for name in chosen))
 
 
 def is_available(trace, node):
@@ -100,6 +110,8 @@ def same_state(edits, others):
 
 class Session(LiveOperations, GradientOperations):
     """A family of traces of one model under random operations."""
+
+    recomputed = None  # Another object each time that values are computed again from the same edits.
 
     def __init__(self, name, seed):
         tiny, longest = subject.__wrapped__(name), LONGEST.get(name, 12)  # Its own, since it changes weights.
@@ -131,7 +143,7 @@ class Session(LiveOperations, GradientOperations):
             layers = list(given.values())
             trace = model.trace(tokens[:, n_past:], past=list(zip(layers[::2], layers[1::2], strict=True)), **options)
         elif draw > 0.75:
-            floats = [n for n in self.all_nodes if n.axes[1] == "pos" and n.name not in INPUTS]
+            floats = [n for n in self.all_nodes if n.axes[1] == "pos" and is_computed(n)]
             source = self.random.choice([n for n in floats if not n.name.endswith(HEAD_INPUTS)])
             given = {source.name: self.some_values(source, batch, length)}
             trace = model.trace_from(source.name, given[source.name], **options)
@@ -247,14 +259,23 @@ class Session(LiveOperations, GradientOperations):
         except Ambiguous:
             return True
         return any(
-            isinstance(entry, Derived) and not same_state(entry.state, self.state_before(pair, name))
+            isinstance(entry, Derived)
+            and (not same_state(entry.state, self.state_before(pair, name)) or self.may_look_ahead(pair, name))
             for name, entries in edits.items()
             for entry in entries
         )
 
+    def may_look_ahead(self, pair, name):
+        """Whether a layer before `name` may see keys after the query: then all of its rows count as changed by what
+        comes later."""
+        return any(
+            entries and other.endswith(("hook_attn_scores", "hook_pattern")) and name in self.reaching[other]
+            for other, entries in pair.edits.items()
+        )
+
     def state_before(self, pair, name):
-        """Which edits there are upstream of a node."""
-        return [
+        """Which edits there are upstream of a node, and when everything was last to be computed again."""
+        return [self.recomputed] + [
             entry
             for other, entries in pair.edits.items()
             for entry in entries
@@ -349,8 +370,8 @@ class Session(LiveOperations, GradientOperations):
     def some_numbers(self, node, pair, extent, region):
         if node.name == "attention_mask":
             return torch.tensor(self.random.random() < 0.3)
-        if node.name in ("hook_tokens", "positions"):
-            return torch.tensor(self.random.randrange(40))
+        if choices(node.name):
+            return torch.tensor(self.random.randrange(choices(node.name)))
         draw = self.random.random()
         if draw < 0.15 and region is not None and not self.may_be_ambiguous(pair, node):  # What is there already.
             value = pair.trace.read(node.name).detach()
@@ -364,7 +385,7 @@ class Session(LiveOperations, GradientOperations):
 
     def hook(self, index, pair):
         node = self.editable(pair)
-        if node.name in INPUTS or node.name.endswith(("hook_scale", "hook_attn_scores")):
+        if not is_computed(node) or node.name.endswith(("hook_scale", "hook_attn_scores")):
             change = same
         else:
             weighting = [uniform] if node.name.endswith("hook_pattern") else [mix]
@@ -381,7 +402,7 @@ class Session(LiveOperations, GradientOperations):
 
     def edit(self, index, pair):
         node = self.editable(pair)
-        if pair.mask is not None or node.name in INPUTS:
+        if pair.mask is not None or not is_computed(node):
             return
         if self.may_be_ambiguous(pair, node):
             return
@@ -529,7 +550,8 @@ class Session(LiveOperations, GradientOperations):
             after = self.tiny.oracle.run(tokens)
             for each, numbers in zip(beside, kept, strict=True):
                 each.copy_(numbers)
-        return {name for name, value in after.items() if not torch.equal(value, before[name])}
+        found = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        return found | through_choices(found, reaching(self.name))
 
     def drop(self, index, pair):
         if len(self.pairs) > 1:
@@ -549,7 +571,7 @@ def go_through(session):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    "name", ["gpt2", "llama", "llama_grouped", "mistral_window", "llama_dynamic", "llama_longrope"]
+    "name", ["gpt2", "llama", "llama_grouped", "mistral_window", "llama_dynamic", "llama_longrope", "experts"]
 )
 def test_random_operations(name, seed):
     go_through(Session(name, seed))
