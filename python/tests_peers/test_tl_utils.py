@@ -6,35 +6,18 @@ import types
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformer_lens.utilities as judge
 from datasets import Dataset, IterableDataset
+from tl_words import WORDS, word_tokenizer
 from torch import nn
 from transformer_lens.utilities import hf_utils as judge_hub
-from transformers import PreTrainedTokenizerFast
 
 from glassformer.transformer_lens import utilities as ours
 from glassformer.transformer_lens import utils
 from glassformer.transformer_lens.utilities import hf_utils as our_hub
 
 RAISED = (AssertionError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError)
-WORDS = ["the", "cat", "sat", "on", "mat", "a", "dog", "ran", "road", "Why"]
-
-# Names of the judge's utils.py that stand elsewhere: on the core's mathematics, or on matrices.
-ELSEWHERE = {
-    "calc_fan_in_and_fan_out",
-    "gelu_fast",
-    "gelu_new",
-    "init_kaiming_normal_",
-    "init_kaiming_uniform_",
-    "init_xavier_normal_",
-    "init_xavier_uniform_",
-    "lm_accuracy",
-    "lm_cross_entropy_loss",
-    "sample_logits",
-    "solu",
-}
 
 
 def outcome(call, *args, **options):
@@ -64,7 +47,7 @@ def same(name, *args, **options):
 def test_the_names_are_the_judges():
     with pytest.warns(DeprecationWarning):
         from transformer_lens import utils as judge_utils
-    assert set(judge_utils.__all__) - ELSEWHERE <= set(utils.__all__)
+    assert set(judge_utils.__all__) <= set(utils.__all__)
     assert set(ours.__all__) <= set(vars(judge))
     assert all(getattr(utils, name) is getattr(ours, name) for name in utils.__all__)
 
@@ -256,21 +239,6 @@ def test_parameters_swapped_for_a_while():
         assert str(records[0]) == str(records[1])
     assert outcome(ours.temporarily_swap_parameter(torch.ones(1), torch.ones(1)).__enter__) is TypeError
     assert len(ours.TypedModuleList([nn.Linear(1, 1), nn.ReLU()])) == 2
-
-
-def word_tokenizer(folder=None, bos="<s>", pad="<pad>", **options):
-    """Words as tokens; written to `folder` and read from there if one is given."""
-    special = {"eos_token": "</s>", "unk_token": "<unk>"}
-    special |= {} if bos is None else {"bos_token": bos}
-    special |= {} if pad is None else {"pad_token": pad}
-    vocab = {word: i for i, word in enumerate([*dict.fromkeys(special.values()), *WORDS])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **special, **options)
-    if folder is None:
-        return tokenizer
-    tokenizer.save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def texts(seed, count):

@@ -34,6 +34,17 @@ _BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
 """Ends of the names of values `batch pos head d_head`; others end in `pos` and one more axis."""
 
 
+def kept_of(
+    tensor: torch.Tensor, name: str, device: DeviceType, remove_batch_dim: bool, positions: Slice
+) -> torch.Tensor:
+    """What a cache keeps of the value at the hook point `name`; see `HookedRootModule.get_caching_hooks`."""
+    value = tensor.detach().to(device)
+    if remove_batch_dim:
+        value = value[0]
+    axis = -3 if name.endswith(_BY_HEAD) else -2
+    return positions.apply(value, dim=axis) if positions.mode != "identity" and value.ndim >= -axis else value
+
+
 class HookedRootModule(HookIntrospectionMixin, nn.Module):
     """A module whose values can be read and changed by hooks: its subclasses put a `HookPoint` wherever they want one,
     and call `setup()` at the end of their `__init__`.
@@ -251,6 +262,7 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
             raise _core.InputError(
                 f"names_filter is None, a str, a list of str or a function; found {type(names_filter).__name__}"
             )
+        matches = names_matcher(names_filter)
         if device is not None:
             warn_if_mps(device)
         cache = {} if cache is None else cache
@@ -260,18 +272,11 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
             def save(tensor: torch.Tensor, hook: HookPoint) -> None:
                 if hook.name is None:
                     raise RuntimeError("this hook point has no name to keep its value under; call setup() first")
-                value = tensor.detach().to(device)
-                if remove_batch_dim:
-                    value = value[0]
-                axis = -3 if hook.name.endswith(_BY_HEAD) else -2
-                if positions.mode != "identity" and value.ndim >= -axis:
-                    value = positions.apply(value, dim=axis)
-                cache[hook.name + suffix] = value
+                cache[hook.name + suffix] = kept_of(tensor, hook.name, device, remove_batch_dim, positions)
 
             return save
 
         self.is_caching = True
-        matches = names_matcher(names_filter)
         names = [name for name in self.hook_dict if matches(name)]
         save, save_gradient = saver(""), saver("_grad")
         return cache, [(name, save) for name in names], [(name, save_gradient) for name in names if incl_bwd]

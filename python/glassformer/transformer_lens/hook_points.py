@@ -245,8 +245,7 @@ def names_matcher(names: NamesFilter) -> Callable[[str], bool]:
         return lambda _: True
     if callable(names):
         return names
-    wanted = {names} if isinstance(names, str) else set(names)
-    return wanted.__contains__
+    return ({names} if isinstance(names, str) else set(names)).__contains__
 
 
 class HookIntrospectionMixin:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 
 def is_library_available(name: str) -> bool:
@@ -21,3 +23,8 @@ def needed(library: str, purpose: str) -> ModuleType:
         if error.name != library.partition(".")[0]:
             raise
         raise ImportError(f"{purpose} needs the package '{error.name}'; install it: pip install {error.name}") from None
+
+
+def with_progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
+    """The same items, with a bar that shows how many are done where `tqdm` is installed; `options` are tqdm's."""
+    return importlib.import_module("tqdm.auto").tqdm(items, **options) if is_library_available("tqdm") else items
