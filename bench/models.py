@@ -59,20 +59,19 @@ def transformers_model(source: str):
     return model.eval()
 
 
-def hooked_transformer(folder: str):
-    """TransformerLens' HookedTransformer on that folder's weights, without processing them."""
+def hooked_transformer(folder: str, processed: bool = False):
+    """TransformerLens' HookedTransformer on that folder's weights, which it processes, or not."""
     import torch
     from transformer_lens import HookedTransformer
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
 
     torch.set_grad_enabled(False)
-    config = get_pretrained_model_config(folder, device="cpu", dtype=torch.float32)
+    config = get_pretrained_model_config(folder, device="cpu", dtype=torch.float32, fold_ln=processed)
     config.tokenizer_name = None
     state = get_pretrained_state_dict(folder, config, transformers_model(folder), dtype=torch.float32)
     model = HookedTransformer(config)
-    model.load_and_process_state_dict(
-        state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-    )
+    steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+    model.load_and_process_state_dict(state, **dict.fromkeys(steps, processed))
     return model.eval()
 
 
