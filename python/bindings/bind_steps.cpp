@@ -100,10 +100,6 @@ class BlockMath {
  public:
   explicit BlockMath(const std::string& config_json) : config_(describe(config_json, "config").config) {}
 
-  at::Tensor soft_cap(const at::Tensor& logits) const {
-    return config_.logit_cap > 0 ? steps::soft_capped(logits, config_.logit_cap) : logits;
-  }
-
   std::pair<at::Tensor, at::Tensor> tables(const at::Tensor& positions, at::ScalarType dtype, int64_t layer) const {
     const Rope& rope = config_.layers.at(static_cast<size_t>(layer)).local_rope ? config_.local_rope : config_.rope;
     const int64_t length = length_class(rope, positions.max().item<int64_t>() + 1);
@@ -144,7 +140,6 @@ void bind_steps(py::module_& module) {
   bind_plain_steps(steps);
   py::class_<BlockMath>(module, "BlockMath", "The steps that depend on a model's config.")
       .def(py::init<const std::string&>(), py::arg("config_json"))
-      .def("soft_cap", &BlockMath::soft_cap)
       .def("rotary_tables", [](const BlockMath& math, int64_t length,
                                int64_t layer) { return math.tables(at::arange(length), at::kDouble, layer); })
       .def("rotate", &BlockMath::rotate, py::arg("x"), py::arg("positions"), py::arg("layer"))

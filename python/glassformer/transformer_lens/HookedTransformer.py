@@ -20,9 +20,9 @@ from glassformer.transformer_lens.cache import TransformerLensKeyValueCache
 from glassformer.transformer_lens.components import Embed, PosEmbed, TransformerBlock, Unembed
 from glassformer.transformer_lens.components.norms import KINDS, last_norm
 from glassformer.transformer_lens.config import HookedTransformerConfig
-from glassformer.transformer_lens.config.core_config import core_math
 from glassformer.transformer_lens.hook_points import HookPoint, NamesFilter, names_matcher
 from glassformer.transformer_lens.HookedRootModule import HookedRootModule
+from glassformer.transformer_lens.utilities.activation_functions import apply_softcap
 from glassformer.transformer_lens.utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
 from glassformer.transformer_lens.utilities.devices import move_to_and_update_config
 from glassformer.transformer_lens.utilities.slice import Slice, SliceInput
@@ -117,8 +117,12 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
 
     # Hooks and flags.
 
+    def _closing_flag(self, name: str) -> str | None:
+        closing = (flag for flag, ends in _FLAGS.items() if name.endswith(ends) and not getattr(self.cfg, flag))
+        return next(closing, None)
+
     def _is_open(self, name: str) -> bool:
-        return not any(name.endswith(ends) and not getattr(self.cfg, flag) for flag, ends in _FLAGS.items())
+        return self._closing_flag(name) is None
 
     def check_hooks_to_add(
         self,
@@ -130,9 +134,8 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         prepend: bool = False,
     ) -> None:
         """Raises AssertionError for a hook point whose flag (such as `cfg.use_attn_result`) is off."""
-        for flag, ends in _FLAGS.items():
-            if hook_point_name.endswith(ends) and not getattr(self.cfg, flag):
-                raise AssertionError(f"'{hook_point_name}' has no value while cfg.{flag} is off; call set_{flag}(True)")
+        if (flag := self._closing_flag(hook_point_name)) is not None:
+            raise AssertionError(f"'{hook_point_name}' has no value while cfg.{flag} is off; call set_{flag}(True)")
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Whether `attn.hook_result`, what each head adds to the residual stream, is there."""
@@ -338,7 +341,7 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
             return residual
         if cfg.normalization_type is not None:
             residual = self.ln_final(residual)
-        return None if return_type is None else core_math(cfg).soft_cap(self.unembed(residual))
+        return None if return_type is None else apply_softcap(self.unembed(residual), cfg.output_logits_soft_cap)
 
     def _last_node(self, layers: range, stops: bool, return_type: str | None) -> str:
         if not stops and return_type is not None:
@@ -383,17 +386,14 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         arguments are those of `forward`. Values are those that hooks left, and stay as they are.
         """
         kept = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
-        gradients, fwd_hooks, bwd_hooks = self.get_caching_hooks(names_filter, incl_bwd, **kept)
-        request = CacheRequest(names_matcher(names_filter), device, remove_batch_dim, Slice.unwrap(pos_slice))
+        cache, fwd_hooks, bwd_hooks = self.get_caching_hooks(names_filter, incl_bwd, **kept)
         if self._engine.is_own():
             fwd_hooks = []
-        else:
-            request.values, fwd_hooks, _ = self.get_caching_hooks(names_filter, **kept)
+        request = CacheRequest(names_matcher(names_filter), device, remove_batch_dim, Slice.unwrap(pos_slice), cache)
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts), self._caching(request):
             output = self(*model_args, **kwargs)
             if incl_bwd:
                 output.backward()
-        cache = {**request.values, **gradients}
         if not return_cache_object:
             return output, cache
         from glassformer.transformer_lens.ActivationCache import ActivationCache

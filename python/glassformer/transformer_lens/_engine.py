@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from glassformer import _core
 from glassformer.model import Model
 from glassformer.transformer_lens.cache import TransformerLensKeyValueCache
 from glassformer.transformer_lens.config.core_config import core_config
-from glassformer.transformer_lens.hook_points import DeviceType, HookPoint
+from glassformer.transformer_lens.hook_points import DeviceType, HookPoint, gradient_through
 from glassformer.transformer_lens.HookedRootModule import kept_of
 from glassformer.transformer_lens.presentation import Presentation, presentations
 from glassformer.transformer_lens.utilities.slice import Slice
@@ -139,7 +139,7 @@ class CacheRequest:
     device: DeviceType
     remove_batch_dim: bool
     positions: Slice
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, torch.Tensor]
 
     def take(self, name: str, value: torch.Tensor) -> None:
         """Keep a value, if it is among those."""
@@ -285,13 +285,4 @@ def _forward(point: HookPoint) -> Callable[..., Any]:
 def _backward(point: HookPoint) -> Callable[..., Any]:
     # The hooks that stand here now, whatever is removed until the backward pass.
     handles = tuple(point.bwd_hooks)
-
-    def run(gradient: torch.Tensor, _call: _core.HookCall) -> Any:
-        result = gradient
-        for handle in handles:
-            made = handle.call(gradient)
-            if made is not None:
-                result = made[0] if isinstance(made, tuple) else made
-        return result
-
-    return run
+    return lambda gradient, _call: gradient_through(handles, gradient)

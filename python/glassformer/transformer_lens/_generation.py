@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,20 +11,10 @@ import torch
 from glassformer import _core
 from glassformer.transformer_lens._engine import Pass
 from glassformer.transformer_lens.utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
-from glassformer.transformer_lens.utilities.library_utils import needed
+from glassformer.transformer_lens.utilities.library_utils import needed, with_progress
 from glassformer.transformer_lens.utilities.tokenize_utils import get_attention_mask
 
 _RETURN_TYPES = ("input", "str", "tokens", "embeds")
-
-
-def _progress(steps: Iterable[int], verbose: bool) -> Iterable[int]:
-    if not verbose:
-        return steps
-    try:
-        import tqdm
-    except ImportError:
-        return steps
-    return tqdm.tqdm(steps)
 
 
 class _Ends:
@@ -160,7 +150,7 @@ class GenerationMethods:
             self.eval()
             run = self._next_logits(given, mask, use_past_kv_cache)
             logits, sampled, more = [], [], None
-            for _ in _progress(range(max_new_tokens), verbose):
+            for _ in with_progress(range(max_new_tokens), disable=not verbose):
                 logits.append(run(more))
                 options: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "temperature": temperature}
                 if from_tokens:
@@ -230,7 +220,7 @@ class GenerationMethods:
             self.eval()
             run = self._next_logits(tokens, mask, use_past_kv_cache)
             waiting, more = [tokens], None
-            for _ in _progress(range(max_new_tokens), verbose):
+            for _ in with_progress(range(max_new_tokens), disable=not verbose):
                 options = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty}
                 more = self._sample(run(more, counts), do_sample, **options, tokens=tokens)
                 all_ended = ends.put(more)

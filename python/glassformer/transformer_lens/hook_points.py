@@ -184,12 +184,7 @@ class HookPoint(nn.Module):
                 made = handle.call(value)
                 value = value if made is None else made
             return value
-        result = value
-        for handle in tuple(self.bwd_hooks):
-            made = handle.call(value)
-            if made is not None:
-                result = made[0] if _is_single(made) else made
-        return result
+        return gradient_through(tuple(self.bwd_hooks), value)
 
     def has_hooks(self, dir: Directions = "both", including_permanent: bool = True, level: int | None = None) -> bool:
         """Whether a hook stands here: of this direction, of this level if one is given, and not only permanent ones."""
@@ -233,6 +228,16 @@ class HookPoint(nn.Module):
 
 def _layer_of(name: str) -> int:
     return int(name.split(".")[1])
+
+
+def gradient_through(handles: Sequence[LensHandle], gradient: Any) -> Any:
+    """What backward hooks make of a gradient: each gets the same one, and the last thing returned stands."""
+    result = gradient
+    for handle in handles:
+        made = handle.call(gradient)
+        if made is not None:
+            result = made[0] if _is_single(made) else made
+    return result
 
 
 def _is_single(made: Any) -> bool:
