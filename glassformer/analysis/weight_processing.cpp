@@ -45,13 +45,12 @@ class Processor {
   }
 
  private:
-  // What it is now: computed, or as the model has it.
+  // What it is now, in memory of our own.
   at::Tensor& weight(const std::string& name) {
     const auto found = open_.find(name);
     if (found != open_.end()) return found->second;
-    const at::Tensor& given = model_.weights().get(name);
-    const at::ScalarType wide = given.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    return open_.emplace(name, given.detach().to(wide)).first->second;
+    const at::ScalarType wide = model_.weights().dtype() == at::kDouble ? at::kDouble : at::kFloat;
+    return open_.emplace(name, model_.weights().copy(name).to(wide)).first->second;
   }
 
   at::Tensor& bias(const std::string& linear) {
@@ -61,26 +60,14 @@ class Processor {
     return open_.emplace(name, at::zeros({rows.size(0)}, rows.options())).first->second;
   }
 
-  bool is_given(const std::string& name, const at::Tensor& value) const {
-    return model_.weights().has(name) && value.is_alias_of(model_.weights().get(name));
-  }
+  void multiply(const std::string& name, const at::Tensor& by) { weight(name).mul_(by); }
+  void subtract(const std::string& name, const at::Tensor& what) { weight(name).sub_(what); }
 
-  // In place where the value lies in memory of its own: the weights are most of what there is.
-  void multiply(const std::string& name, const at::Tensor& by) {
-    at::Tensor& value = weight(name);
-    value = is_given(name, value) ? value * by : value.mul_(by);
-  }
-  void subtract(const std::string& name, const at::Tensor& what) {
-    at::Tensor& value = weight(name);
-    value = is_given(name, value) ? value - what : value.sub_(what);
-  }
-
-  // Done with these: kept in the model's dtype, in memory of their own.
+  // Done with these: kept in the model's dtype.
   void narrow() {
     for (auto& [name, value] : open_) {
       const at::Tensor kept = value.to(model_.weights().dtype());
-      const bool dense = kept.is_non_overlapping_and_dense();
-      made_[name] = !dense ? kept.contiguous() : is_given(name, kept) ? kept.clone() : kept;
+      made_[name] = kept.is_non_overlapping_and_dense() ? kept : kept.contiguous();
     }
     open_.clear();
   }

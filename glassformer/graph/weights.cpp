@@ -17,11 +17,18 @@
 
 namespace glassformer {
 
+namespace {
+
+// Where a weight of a file is to lie: in the map, if it can be used as it lies there, or in memory that is not the
+// map's.
+enum class Memory { kMapped, kOwn };
+
+}  // namespace
+
 struct Weights::Slot {
   WeightId same_as = -1;  // The weight that this one is another name of.
-  bool in_map = false;    // Loading it may give memory of the mapped file.
   std::mutex mutex;       // For what follows, until it is loaded.
-  std::function<at::Tensor()> load;
+  std::function<at::Tensor(Memory memory)> load;
   std::atomic<bool> loaded = false;
   at::Tensor value;
   int64_t first_version = 0;  // When it was loaded.
@@ -65,8 +72,20 @@ at::ScalarType scalar_type(DType dtype) {
   }
 }
 
+at::Tensor read_from_disk(const StoredTensor& stored) {
+  at::Tensor bytes = at::empty({static_cast<int64_t>(stored.bytes)}, at::kByte);
+  auto* to = static_cast<std::byte*>(bytes.mutable_data_ptr());
+  stored.file->read(static_cast<size_t>(stored.data - stored.file->bytes().data()), {to, stored.bytes});
+  return bytes;
+}
+
 // The tensor where it lies in the map, or a copy where dtype or alignment ask for one.
-at::Tensor to_tensor(const StoredTensor& stored) {
+at::Tensor to_tensor(StoredTensor stored, Memory memory) {
+  at::Tensor bytes;
+  if (memory == Memory::kOwn) {
+    bytes = read_from_disk(stored);
+    stored.data = static_cast<std::byte*>(bytes.mutable_data_ptr());
+  }
   if (is_quantised(stored.dtype)) {
     at::Tensor values = at::empty(stored.shape, at::kFloat);
     dequantise(stored.dtype, stored.data, stored.count(), values.mutable_data_ptr<float>());
@@ -83,7 +102,7 @@ at::Tensor to_tensor(const StoredTensor& stored) {
     return copy;
   }
   return at::from_blob(
-      stored.data, stored.shape, [file = stored.file](void*) {}, at::TensorOptions(type));
+      stored.data, stored.shape, [file = stored.file, bytes](void*) {}, at::TensorOptions(type));
 }
 
 at::Tensor arrange(const at::Tensor& tensor, const WeightSource& source, const WeightSpec& spec, int64_t d_head) {
@@ -197,9 +216,8 @@ std::shared_ptr<Weights> Weights::from_files(const ModelFiles& files, const Desc
       throw FileError(stored.file->path(), str("tensor '", place.name, "' has shape ", shape_text(stored.shape),
                                                "; expected ", shape_text(expected)));
     Slot& slot = *weights->slots_[weights->find(spec.name)];
-    slot.in_map = scalar_type(stored.dtype) == dtype && device.is_cpu();
-    slot.load = [stored, source = place.source, spec, dtype, device, d_head = model.config.d_head] {
-      return arrange(to_tensor(stored), source, spec, d_head).to(at::TensorOptions(device).dtype(dtype));
+    slot.load = [stored, source = place.source, spec, dtype, device, d_head = model.config.d_head](Memory memory) {
+      return arrange(to_tensor(stored, memory), source, spec, d_head).to(at::TensorOptions(device).dtype(dtype));
     };
   }
   for (const auto& [name, stored] : files.tensors)
@@ -269,11 +287,11 @@ std::shared_ptr<Weights> Weights::converted(at::ScalarType dtype, at::Device dev
     to.same_as = from.same_as;
     if (to.same_as >= 0) continue;
     const std::scoped_lock lock(from.mutex);
-    if (!from.loaded && !from.in_map) {
-      to.load = [load = from.load, options] { return load().to(options); };
+    if (!from.loaded) {
+      to.load = [load = from.load, options](Memory) { return load(Memory::kOwn).to(options); };
       continue;
     }
-    to.put(with_version([&] { return (from.loaded ? from.value : from.load()).to(options, false, /*copy=*/true); }));
+    to.put(with_version([&] { return from.value.to(options, false, /*copy=*/true); }));
     if (from.requires_grad()) to.value.set_requires_grad(true);
   }
   return made;
@@ -306,9 +324,8 @@ std::shared_ptr<Weights> Weights::extended(const std::map<std::string, at::Tenso
     if (weights->has(name)) throw InputError(str("a weight is called '", name, "' already"));
     if (!tensor.defined() || tensor.is_sparse()) throw InputError(str("weight '", name, "' must be a dense tensor"));
     auto slot = std::make_shared<Slot>();
-    slot->load = [tensor, dtype = tensor.is_floating_point() ? dtype_ : tensor.scalar_type(), device = device_] {
-      return tensor.to(at::TensorOptions(device).dtype(dtype));
-    };
+    const at::ScalarType dtype = tensor.is_floating_point() ? dtype_ : tensor.scalar_type();
+    slot->put(with_version([&] { return tensor.to(at::TensorOptions(device_).dtype(dtype)); }));
     weights->add({name, tensor.sizes().vec()}, std::move(slot));
   }
   return weights;
@@ -319,11 +336,23 @@ at::Tensor Weights::get(WeightId id) const {
   if (slot.same_as >= 0) return get(slot.same_as);
   if (!slot.loaded) {
     const std::scoped_lock lock(slot.mutex);
-    if (!slot.loaded) slot.put(with_version(slot.load));
+    if (!slot.loaded) slot.put(with_version([&] { return slot.load(Memory::kMapped); }));
   }
   if (slot.source.defined() && slot.source.requires_grad() && at::GradMode::is_enabled())
     return slot.arranged(slot.source);
   return slot.value;
+}
+
+at::Tensor Weights::copy(WeightId id) const {
+  Slot& slot = *slots_[static_cast<size_t>(id)];
+  if (slot.same_as >= 0) return copy(slot.same_as);
+  const std::scoped_lock lock(slot.mutex);
+  return with_version([&] {
+    if (slot.loaded) return slot.value.detach().clone();
+    const at::Tensor value = slot.load(Memory::kOwn);
+    const bool is_part = value.nbytes() < value.storage().nbytes();
+    return is_part ? value.clone() : value;
+  });
 }
 
 at::Tensor Weights::leaf(WeightId id) const {

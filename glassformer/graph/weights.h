@@ -37,8 +37,7 @@ class Weights {
   /// Names and shapes alone, for looking at a graph; `get` must not be called.
   static std::shared_ptr<Weights> without_values(const DescribedModel& model);
   /// The same weights in another dtype or on another device, as they are at this moment: later changes of either side
-  /// don't touch the other. What is not loaded yet stays so, unless it is to lie in the mapped file, where it could be
-  /// changed.
+  /// don't touch the other. What is not loaded yet stays so.
   std::shared_ptr<Weights> converted(at::ScalarType dtype, at::Device device) const;
   /// These tensors as they are, graphs and all, by their places: for a step that is run by itself. Undefined ones may
   /// stand among them where a step takes none.
@@ -54,6 +53,10 @@ class Weights {
   /// number of threads may ask. It may be changed in place while no thread computes with it.
   at::Tensor get(WeightId id) const;
   at::Tensor get(const std::string& name) const { return get(find(name)); }
+  /// Its values as they are now, in memory that is the caller's alone. A weight that lies in a file and is not loaded
+  /// yet is read from there and stays so.
+  at::Tensor copy(WeightId id) const;
+  at::Tensor copy(const std::string& name) const { return copy(find(name)); }
   /// The tensor that gradients for a weight flow to: itself, or the tensor that it was made from.
   at::Tensor leaf(WeightId id) const;
   /// The gradient of that tensor as one of the weight, in its shape.

@@ -31,7 +31,7 @@ struct Descriptor {
 std::shared_ptr<MappedFile> MappedFile::open(const std::string& path) {
   if (path.empty() || path.find('\0') != std::string::npos) throw FileError("''", "not a file name");
   // Without O_NONBLOCK, opening a named pipe waits for a writer.
-  const Descriptor descriptor{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  Descriptor descriptor{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (descriptor.number < 0) fail(path, errno);
   struct stat status {};
   if (::fstat(descriptor.number, &status) != 0) fail(path, errno);
@@ -44,13 +44,29 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::string& path) {
   if (start == MAP_FAILED) fail(path, errno);
   const std::span<std::byte> bytes(static_cast<std::byte*>(start), size);
   try {
-    return std::shared_ptr<MappedFile>(new MappedFile(path, bytes));
+    const std::shared_ptr<MappedFile> file(new MappedFile(path, bytes, descriptor.number));
+    descriptor.number = -1;  // The file's now.
+    return file;
   } catch (...) {
     ::munmap(start, size);
     throw;
   }
 }
 
-MappedFile::~MappedFile() { ::munmap(bytes_.data(), bytes_.size()); }
+MappedFile::~MappedFile() {
+  ::munmap(bytes_.data(), bytes_.size());
+  ::close(descriptor_);
+}
+
+void MappedFile::read(size_t offset, std::span<std::byte> to) const {
+  while (!to.empty()) {
+    const ssize_t n_read = ::pread(descriptor_, to.data(), to.size(), static_cast<off_t>(offset));
+    if (n_read < 0 && errno == EINTR) continue;
+    if (n_read < 0) fail(path_, errno);
+    if (n_read == 0) throw FileError(path_, "has become shorter since it was opened");
+    to = to.subspan(static_cast<size_t>(n_read));
+    offset += static_cast<size_t>(n_read);
+  }
+}
 
 }  // namespace glassformer

@@ -19,12 +19,17 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   std::span<std::byte> bytes() const { return bytes_; }
+  /// Copies `bytes` from `offset` on to `to`, as they are on disk: no page of the map becomes memory in use, and what
+  /// was written into the map is not there. `FileError` where the file has become shorter or can't be read.
+  void read(size_t offset, std::span<std::byte> to) const;
 
  private:
-  MappedFile(std::string path, std::span<std::byte> bytes) : path_(std::move(path)), bytes_(bytes) {}
+  MappedFile(std::string path, std::span<std::byte> bytes, int descriptor)
+      : path_(std::move(path)), bytes_(bytes), descriptor_(descriptor) {}
 
   std::string path_;
   std::span<std::byte> bytes_;
+  int descriptor_;
 };
 
 }  // namespace glassformer

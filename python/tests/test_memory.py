@@ -1,6 +1,7 @@
 """Weights lie where the file is mapped, and a model costs no second copy of them. Values stay within a budget; what was
 used last stays longest."""
 
+import copy
 import json
 import struct
 import subprocess
@@ -83,24 +84,78 @@ torch.ones(64, 64) @ torch.ones(64, 64)
 before = megabytes("VmRSS")
 model = glassformer.load(sys.argv[1])
 loaded = megabytes("VmRSS") - before
-logits = model.trace([1, 2, 3]).logits
+{then}
 print(loaded, megabytes("VmHWM") - before, float(logits.abs().sum()))
 """
 
 
-def test_a_model_costs_its_file_once(tmp_path):
+def measured(folder, then):
+    """Megabytes that loading took, those at the peak, and the sum of the logits that `then` makes."""
+    code = textwrap.dedent(PEAK).replace("{then}", then)
+    found = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    return map(float, found.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model of more than 100 MB, its folder, and its size in megabytes."""
+    folder = tmp_path_factory.mktemp("large")
     reference = make_model("llama", hidden_size=1024, intermediate_size=4096, num_attention_heads=8, head_dim=128)
-    reference.save_pretrained(tmp_path)
-    file = (tmp_path / "model.safetensors").stat().st_size / 2**20
-    assert file > 100
-    found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PEAK), tmp_path], capture_output=True, text=True, check=True
-    )
-    loaded, peak, total = map(float, found.stdout.split())
+    reference.save_pretrained(folder)
+    size = (folder / "model.safetensors").stat().st_size / 2**20
+    assert size > 100
+    return reference, folder, size
+
+
+def test_a_model_costs_its_file_once(large):
+    reference, folder, size = large
+    loaded, peak, total = measured(folder, "logits = model.trace([1, 2, 3]).logits")
     assert loaded < 8, f"loading took {loaded:.0f} MB"
-    assert 0.9 * file < peak < 1.25 * file + 16, f"peak of {peak:.0f} MB for a file of {file:.0f} MB"
+    assert 0.9 * size < peak < 1.25 * size + 16, f"peak of {peak:.0f} MB for a file of {size:.0f} MB"
     with torch.no_grad():
         assert np.isclose(total, reference(torch.tensor([[1, 2, 3]])).logits.abs().sum().item(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processing_the_weights_of_a_file_costs_them_once(large, tmp_path, dtype):
+    reference, folder, size = large
+    if dtype != torch.float32:
+        folder = tmp_path
+        copy.deepcopy(reference).to(dtype).save_pretrained(folder)
+    then = "model = glassformer.process_weights(model, center_unembed=False)\nlogits = model.trace([1, 2, 3]).logits"
+    _, peak, total = measured(folder, then)
+    assert 0.9 * size < peak < 1.2 * size + 16, f"peak of {peak:.0f} MB for weights of {size:.0f} MB"
+    with torch.no_grad():
+        expected = copy.deepcopy(reference).to(dtype).float()(torch.tensor([[1, 2, 3]])).logits.abs().sum().item()
+    assert np.isclose(total, expected, rtol=1e-3)
+
+
+def test_weights_that_were_changed_are_processed_as_they_are(tmp_path):
+    """Those that nobody has read yet are read from the file, past the map in which others may have been changed."""
+    make_model("gpt2").save_pretrained(tmp_path)  # q, k and v lie side by side in one tensor.
+    model, same = glassformer.load(tmp_path), glassformer.load(tmp_path)
+    changed = "blocks.1.attn.q.weight"
+    for each in (model, same):
+        with torch.no_grad():
+            each.weights[changed].mul_(2)
+    for name in same.weights:
+        assert same.weights[name].shape  # All are loaded.
+    made, expected = glassformer.process_weights(model), glassformer.process_weights(same)
+    assert list(made.weights) == list(expected.weights)
+    assert all(torch.equal(made.weights[name], expected.weights[name]) for name in made.weights)
+    assert not torch.equal(
+        made.weights[changed], glassformer.process_weights(glassformer.load(tmp_path)).weights[changed]
+    )
+    assert torch.equal(model.to(dtype="float64").weights[changed], model.weights[changed].double())
+
+
+def test_a_file_that_was_cut_is_named(tmp_path):
+    make_model("llama").save_pretrained(tmp_path)
+    model = glassformer.load(tmp_path)
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(glassformer.FileError, match="model.safetensors: has become shorter since it was opened"):
+        glassformer.process_weights(model)
 
 
 # Reading many nodes one by one, counted in rows computed. In one pass each node is computed once.
