@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <tuple>
 
 #include "glassformer/base/errors.h"
@@ -44,8 +45,27 @@ at::Tensor with_keys(const at::Tensor& value, int64_t n_keys, float absent) {
   return missing > 0 ? at::constant_pad_nd(value, {0, missing}, absent) : value.narrow(3, 0, n_keys);
 }
 
+// Whether they are parts of one tensor, one behind the other: values that were computed together.
+bool lie_end_to_end(const std::vector<at::Tensor>& pieces) {
+  const at::Tensor& first = pieces.front();
+  int64_t end = first.storage_offset();
+  for (const at::Tensor& piece : pieces) {
+    if (!piece.is_contiguous() || !piece.is_alias_of(first) || piece.storage_offset() != end ||
+        piece.scalar_type() != first.scalar_type() || piece.sizes().slice(1) != first.sizes().slice(1))
+      return false;
+    end += piece.numel();
+  }
+  return true;
+}
+
 at::Tensor joined(const std::vector<at::Tensor>& pieces, int64_t axis) {
-  return pieces.size() == 1 ? pieces.front() : at::cat(pieces, axis);
+  if (pieces.size() == 1) return pieces.front();
+  if (axis > 0 || pieces.front().numel() == 0 || !lie_end_to_end(pieces)) return at::cat(pieces, axis);
+  std::vector<int64_t> shape = pieces.front().sizes().vec();
+  shape[0] = -1;
+  const int64_t length = std::accumulate(pieces.begin(), pieces.end(), int64_t{0},
+                                         [](int64_t sum, const at::Tensor& piece) { return sum + piece.numel(); });
+  return pieces.front().as_strided({length}, {1}).view(shape);
 }
 
 class Evaluation {
@@ -175,12 +195,17 @@ class Evaluation {
         by_step[{item.step, item.lineage->length_class()}].push_back(&item);
       }
     }
-    for (auto& [key, group] : by_step)
+    for (auto& [key, group] : by_step) {
+      // In one order at every node, so that what a step put out together goes into the next one as it is.
+      std::sort(group.begin(), group.end(), [](const Item* a, const Item* b) {
+        return std::pair(a->family, a->lineage->id()) < std::pair(b->family, b->lineage->id());
+      });
       if (std::get<0>(key)->by_row) {
         run_by_row(node, group);
       } else {
         run_whole(node, group);
       }
+    }
     std::sort(overlays.begin(), overlays.end(),
               [](const Item* a, const Item* b) { return a->lineage->size() < b->lineage->size(); });
     for (Item* item : overlays) put_overlay(*item, node);
