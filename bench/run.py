@@ -4,7 +4,7 @@ A task is a folder of bench/tasks, a contender a file in it. A contender has `se
 `run(state)`, which gives results (a tensor, or a dict or list of results); `ENVIRONMENT = "tl"` sends it to .venv-tl.
 The task's `task.py` has a `TITLE`, `CASES` (a dict from a name to setup's arguments), a `TOLERANCE` (the largest
 difference allowed, as a share of the largest value; 0 means equal) and `FRESH = True` where each round takes a new
-process, whose whole life is measured too.
+process, whose whole life is measured too, and how much more memory than after `setup` it had at most.
 
 Each contender runs in a process of its own. Before anything is timed the results of all contenders must agree; then
 the contenders take turns, so that what else happens on the machine hits all alike.
@@ -127,6 +127,7 @@ class Measured:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -211,6 +212,7 @@ def measure(task: Task, case_name: str, rounds: int, threads: int) -> Result:
             own.cpu.append(answer["cpu"])
             if task.fresh:
                 own.whole.append(time.perf_counter() - contender.started)
+                own.memory.append(answer["memory"])
                 contender.close()
     if not task.fresh:
         for contender in contenders:
@@ -225,7 +227,7 @@ def shown(seconds: float) -> str:
 def table(task: Task, results: list[Result]) -> str:
     columns = [("time", "wall"), ("processor time", "cpu")]
     if task.fresh:
-        columns.append(("whole process", "whole"))
+        columns += [("whole process", "whole"), ("peak memory", "memory")]
     many = len(task.cases) > 1
     head = [*(["case"] if many else []), "contender"]
     for title, _ in columns:
@@ -241,7 +243,8 @@ def table(task: Task, results: list[Result]) -> str:
                 if base is not None:
                     ratios = [value / other for value, other in zip(values, getattr(base, key), strict=True)]
                     ratio = f"{statistics.median(ratios):.3g}"
-                row += [shown(statistics.median(values)), ratio]
+                middle = statistics.median(values)
+                row += [f"{middle / 2**20:.0f} MB" if key == "memory" else shown(middle), ratio]
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

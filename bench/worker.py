@@ -32,6 +32,12 @@ def two_threads() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def memory(key: str) -> int:
+    """Bytes of this process: "VmRSS" now, "VmHWM" at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
 def main() -> None:
     path, arguments = sys.argv[1], json.loads(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
@@ -47,13 +53,16 @@ def main() -> None:
     two_threads()
     answer(ready=True)
     results = None
+    Path("/proc/self/clear_refs").write_text("5")  # The most memory is counted anew.
+    before = memory("VmRSS")
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "run":
             wall, cpu = time.perf_counter(), time.process_time()
             results = None
             results = contender.run(state)
-            answer(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+            taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            answer(**taken, memory=memory("VmHWM") - before)
         elif request["do"] == "save":
             import torch
 
