@@ -173,20 +173,13 @@ def _check_context(name: str, cfg: Any, opened: Opened) -> None:
 
 def _leave_out(cfg: Any, steps: dict[str, bool]) -> None:
     """Take out, with a warning, the steps that change what a model of this kind predicts."""
-    shortformer = cfg.positional_embedding_type == "shortformer"
-    post_norm = cfg.original_architecture in POST_NORM_ARCHITECTURES
+    shortformer = "shortformer models" if cfg.positional_embedding_type == "shortformer" else None
+    post_norm = "norms behind attention and MLP" if cfg.original_architecture in POST_NORM_ARCHITECTURES else None
+    capped = "a soft cap on logits" if cfg.output_logits_soft_cap > 0 else None
     reasons = {
-        "fold_norms": "shortformer models" if shortformer else "norms behind attention and MLP" if post_norm else None,
-        "center_unembed": "shortformer models"
-        if shortformer
-        else "a soft cap on logits"
-        if cfg.output_logits_soft_cap > 0
-        else None,
-        "center_writing_weights": "shortformer models"
-        if shortformer
-        else "norms behind attention and MLP"
-        if post_norm
-        else None,
+        "fold_norms": shortformer or post_norm,
+        "center_unembed": shortformer or capped,
+        "center_writing_weights": shortformer or post_norm,
     }
     names = {"fold_norms": "fold_ln"}
     for step, reason in reasons.items():
