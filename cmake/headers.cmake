@@ -28,6 +28,8 @@ set(public_headers
     trace/sampler.h
     trace/trace.h
     analysis/attribution.h
+    analysis/circuits.h
+    analysis/decomposition.h
     analysis/explain.h
     analysis/explanation.h
     analysis/factored_matrix.h

@@ -3,8 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "glassformer/graph/node.h"
@@ -25,6 +27,9 @@ class Region {
   /// Only these indices of the axis with that shape word; negative ones count from the end. The axis stays in the shape
   /// that values must fit.
   Region& at(std::string axis, std::vector<int64_t> indices);
+  Region& at(std::string axis, std::initializer_list<int64_t> indices) {  // For lists of one, too: `{5}`.
+    return at(std::move(axis), std::vector<int64_t>(indices));
+  }
   /// Only this index; the axis drops out of the shape that values must fit.
   Region& at(std::string axis, int64_t index);
   /// The indices begin, begin + step, … before end of axis number `axis`.
