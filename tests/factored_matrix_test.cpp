@@ -48,6 +48,8 @@ TEST_CASE("a factored matrix multiplies as its product does") {
   }
   CHECK(matrix.times(random({5, 9})).middle() == 4);
   CHECK(matrix.transposed().times(matrix).middle() == 4);
+  CHECK(FactoredMatrix(random({6, 4}), random({4, 3})).times(random({3, 9})).middle() == 3);
+  CHECK(FactoredMatrix(random({3, 4}), random({4, 6})).after(random({9, 3})).middle() == 3);
   CHECK(close(matrix.transposed().times(matrix).product(), at::matmul(whole.mT(), whole)));
   const at::Tensor column = random({5}), row = random({6});
   CHECK(close(matrix.times_vector(column), at::matmul(whole, column)));
@@ -166,6 +168,8 @@ TEST_CASE("factors that don't fit are refused") {
   CHECK_THROWS_AS(FactoredMatrix(random({2, 4, 3}), random({3, 3, 4})), ShapeError);
   CHECK_THROWS_AS(matrix.times(random({6, 5})), ShapeError);
   CHECK_THROWS_AS(matrix.after(random({5, 5})), ShapeError);
+  CHECK_THROWS_AS(matrix.times(random({4, 5, 2})), ShapeError);
+  CHECK_THROWS_AS(matrix.after(random({4, 2, 6})), ShapeError);
   CHECK_THROWS_AS(matrix.times_vector(random({6})), ShapeError);
   CHECK_THROWS_AS(matrix.times_vector(random({})), ShapeError);
   CHECK_THROWS_AS(matrix.after_vector(random({5})), ShapeError);
@@ -175,4 +179,5 @@ TEST_CASE("factors that don't fit are refused") {
   CHECK_THROWS_AS(matrix.unsqueezed(3), ShapeError);
   CHECK_THROWS_AS(matrix.unsqueezed(-6), ShapeError);
   CHECK_THROWS_AS(composition_scores(matrix, matrix), ShapeError);
+  CHECK_THROWS_AS(composition_scores(matrix, {random({4, 5, 2}), random({4, 2, 6})}, false), ShapeError);
 }

@@ -59,7 +59,7 @@ TEST_CASE("gradients are slopes, also at nodes that fused steps pass over") {
 TEST_CASE("gradients flow back to tensors that the weights are views of") {
   std::map<std::string, at::Tensor> tensors = tiny_tensors(kTinyGpt2);
   for (auto& [name, tensor] : tensors) tensor.set_requires_grad(true);
-  const auto model = Model::from_tensors(kTinyGpt2, tensors, nullptr, {at::kDouble, at::kCPU, true});
+  const auto model = Model::from_tensors(kTinyGpt2, tensors, {at::kDouble, at::kCPU, true});
   Trace trace(model, some_tokens(*model, 1, 5));
   const at::Tensor loss = loss_of(trace);
   const std::string name = "blocks.1.attn.k.weight";  // Rows 12 to 24 of c_attn, which lies the other way round.
@@ -73,14 +73,14 @@ TEST_CASE("gradients flow back to tensors that the weights are views of") {
     given.mutable_grad().zero_();
     given.mul_(2);  // As an optimiser does; the open trace follows.
   }
-  const auto twin = Model::from_tensors(kTinyGpt2, tensors, nullptr, {at::kDouble, at::kCPU});
+  const auto twin = Model::from_tensors(kTinyGpt2, tensors, {at::kDouble, at::kCPU});
   Trace again(twin, trace.tokens());
   CHECK(close(trace.logits(), again.logits()));
   loss_of(trace).backward();
   CHECK(given.grad().abs().max().item<double>() > 0);
 
   tensors.at("h.1.attn.c_attn.weight") = given.detach().to(at::kFloat).set_requires_grad(true);
-  CHECK_THROWS_WITH_AS(Model::from_tensors(kTinyGpt2, tensors, nullptr, {at::kDouble, at::kCPU, true}),
+  CHECK_THROWS_WITH_AS(Model::from_tensors(kTinyGpt2, tensors, {at::kDouble, at::kCPU, true}),
                        doctest::Contains("c_attn.weight' would be copied into 'blocks.1.attn.q.weight'"), InputError);
 }
 

@@ -51,6 +51,13 @@ TEST_CASE("losses of next tokens, by their definition") {
   }
 }
 
+TEST_CASE("losses of 16 bits are rounded once") {
+  const at::Tensor logits = random({2, 9, 500}).to(at::kBFloat16), tokens = at::randint(500, {2, 9}, at::kLong);
+  const at::Tensor expected = next_token_losses(logits.to(at::kDouble), tokens).to(at::kBFloat16);
+  CHECK(next_token_losses(logits, tokens).equal(expected));
+  CHECK((log_probabilities(logits).scalar_type() == at::kFloat));
+}
+
 TEST_CASE("the gradient of a loss is what the softmax lacks") {
   const at::Tensor logits = random({3, 300, 2000}).requires_grad_(), tokens = at::randint(2000, {3, 300}, at::kLong);
   next_token_losses(logits, tokens).sum().backward();

@@ -104,6 +104,7 @@ TEST_CASE("parts laid out in one piece, with or without a graph, are the parts o
     CHECK(stack.requires_grad() == learned);
     CHECK(close(stack, expected));
     CHECK(close(parts.stack(all.norm), norm));
+    CHECK(close(parts.stack(all.after), normed_one_by_one(expected, all.after)));
     CHECK(close(parts.stack({}, projection), at::matmul(expected, projection)));
     CHECK(close(parts.stack(all.norm, projection), at::matmul(norm, projection)));
     CHECK(close(parts.stack(all.norm, projection.select(1, 1)), at::matmul(norm, projection.select(1, 1))));
@@ -128,6 +129,19 @@ TEST_CASE("a stack of parts has memory of its own") {
     embed.requires_grad_(learned);
     parts.stack().detach().zero_();
     CHECK(close(embed, before));
+  }
+}
+
+TEST_CASE("a stack has the widest dtype of what it is made of") {
+  const at::Tensor stack = random({3, 5, kModel}).to(at::kFloat);
+  const FrozenNorm norm{random({5, 1}).abs() + 0.5, true, {}};
+  for (const bool learned : {false, true}) {
+    ResidualParts parts;
+    parts.add(stack.clone().requires_grad_(learned));
+    CHECK((parts.stack().scalar_type() == at::kFloat));
+    CHECK(close(parts.stack(norm), normed_one_by_one(stack, norm)));
+    parts.add(random({1, 5, kModel}));
+    CHECK((parts.stack().scalar_type() == at::kDouble));
   }
 }
 
@@ -171,6 +185,10 @@ TEST_CASE("parts that don't fit are refused") {
   CHECK_THROWS_AS(parts.add_neurons(random({5, 3}), random({4, kModel})), ShapeError);
   CHECK_THROWS_AS(parts.add_bias({{random({1}), {}}}), ShapeError);
   CHECK_THROWS_AS(parts.stack(all.norm), ShapeError);
+  ResidualParts one_position;
+  one_position.add(all.embed.narrow(1, 0, 1).unsqueeze(0));
+  CHECK_THROWS_AS(one_position.stack(all.norm), ShapeError);
+  CHECK_THROWS_AS(one_position.stack(all.norm, random({kModel})), ShapeError);
   CHECK_THROWS_AS(parts.stack({}, random({kModel + 1})), ShapeError);
   CHECK(parts.stack().sizes() == stack.sizes());
 }

@@ -29,7 +29,7 @@ inline std::map<std::string, at::Tensor> tiny_tensors(const std::string& config_
 }
 
 inline std::shared_ptr<const Model> tiny_model(const std::string& config_json) {
-  return Model::from_tensors(config_json, tiny_tensors(config_json), nullptr, {at::kDouble, at::kCPU});
+  return Model::from_tensors(config_json, tiny_tensors(config_json), {at::kDouble, at::kCPU});
 }
 
 inline constexpr const char* kTinyGpt2 =

@@ -52,6 +52,12 @@ void check_meet(const char* where, at::IntArrayRef left, at::IntArrayRef right) 
     throw ShapeError(str(where, ": the inner axes of ", shape_text(left), " and ", shape_text(right), " differ"));
 }
 
+// The product of matrices with leading axes, which must broadcast.
+at::Tensor product_of(const at::Tensor& a, const at::Tensor& b) {
+  leading_shape(a, b);
+  return at::matmul(a, b);
+}
+
 void check_axes(const char* what, const at::Tensor& tensor, int64_t least, int64_t most) {
   if (tensor.dim() < least || tensor.dim() > most)
     throw ShapeError(
@@ -118,13 +124,13 @@ at::Tensor FactoredMatrix::reverse_product() const {
 FactoredMatrix FactoredMatrix::times(const at::Tensor& matrix) const {
   check_axes("a matrix to its right", matrix, 2, kAnyNumber);
   check_meet("factored matrix times a matrix", shape(), matrix.sizes());
-  return right() > middle() ? FactoredMatrix(a_, at::matmul(b_, matrix)) : FactoredMatrix(product(), matrix);
+  return right() > middle() ? FactoredMatrix(a_, product_of(b_, matrix)) : FactoredMatrix(product(), matrix);
 }
 
 FactoredMatrix FactoredMatrix::after(const at::Tensor& matrix) const {
   check_axes("a matrix to its left", matrix, 2, kAnyNumber);
   check_meet("a matrix times a factored matrix", matrix.sizes(), shape());
-  return left() > middle() ? FactoredMatrix(at::matmul(matrix, a_), b_) : FactoredMatrix(matrix, product());
+  return left() > middle() ? FactoredMatrix(product_of(matrix, a_), b_) : FactoredMatrix(matrix, product());
 }
 
 FactoredMatrix FactoredMatrix::times(const FactoredMatrix& other) const { return times(other.a_).times(other.b_); }
@@ -291,7 +297,7 @@ at::Tensor composition_scores(const FactoredMatrix& left, const FactoredMatrix& 
   const at::Tensor of_left = at::matmul(reduced(left.a()).rest, widened(left.b()));
   const at::Tensor of_right = at::matmul(widened(right.a()), reduced(right.b().mT()).rest.mT());
   at::Tensor left_norms = frobenius(of_left);
-  if (!broadcast_axes) return frobenius(at::matmul(of_left, of_right)) / frobenius(of_right) / left_norms;
+  if (!broadcast_axes) return frobenius(product_of(of_left, of_right)) / frobenius(of_right) / left_norms;
   for (int64_t axis = 0; axis < right.ndim() - 2; ++axis) left_norms = left_norms.unsqueeze(-1);
   return norms_of_pairs(of_left, of_right) / frobenius(of_right) / left_norms;
 }

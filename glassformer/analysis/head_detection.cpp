@@ -48,7 +48,7 @@ at::Tensor duplicate_token_pattern(const at::Tensor& tokens) {
   return (text.unsqueeze(1) == text.unsqueeze(0)).to(at::kFloat).tril(-1);
 }
 
-at::Tensor induction_pattern(const at::Tensor& tokens) { return shifted(duplicate_token_pattern(tokens)).tril(); }
+at::Tensor induction_pattern(const at::Tensor& tokens) { return shifted(duplicate_token_pattern(tokens)); }
 
 at::Tensor attention_share(const at::Tensor& patterns, const at::Tensor& expected, const KeysLeftOut& left_out) {
   check_patterns(patterns, expected);

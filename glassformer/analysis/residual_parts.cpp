@@ -37,16 +37,17 @@ void check_size(const char* what, int64_t found, const char* of, int64_t expecte
   if (found != expected) throw ShapeError(str(what, " is ", found, ", but ", of, " has ", expected));
 }
 
-// A tensor of `axes` axes at most that broadcasts against the stack's batch and positions, and not against its parts.
-at::Tensor beside_parts(const char* what, const at::Tensor& stack, at::Tensor tensor) {
+// A tensor that broadcasts against the stack's batch and positions (which it may repeat, if `widens`), and not against
+// its parts.
+at::Tensor beside_parts(const char* what, const at::Tensor& stack, at::Tensor tensor, bool widens = true) {
   while (tensor.dim() > stack.dim() - 1 && tensor.size(0) == 1) tensor = tensor.squeeze(0);
   bool fits = tensor.dim() <= stack.dim() - 1;
   for (int64_t axis = 2; fits && axis <= tensor.dim(); ++axis) {
     const int64_t here = tensor.size(-axis), there = stack.size(-axis);
-    fits = here == there || here == 1 || there == 1;
+    fits = here == there || here == 1 || (there == 1 && widens);
   }
   if (!fits)
-    throw ShapeError(str(what, " of shape ", shape_text(tensor.sizes()), " doesn't fit a stack of shape ",
+    throw ShapeError(str(what, " of shape ", shape_text(tensor.sizes()), " can't go with a stack of shape ",
                          shape_text(stack.sizes()), "; give both the same slices of batch and positions"));
   return tensor;
 }
@@ -245,7 +246,7 @@ at::Tensor ResidualParts::stack(const MaybeNorm& norm, const MaybeTensor& projec
   shape.insert(shape.begin(), 0);
   for (const Block& block : blocks_) shape[0] += block.size();
   Asked asked{norm, {}, static_cast<int64_t>(shape.size())};
-  if (norm) asked.norm->scale = beside_parts("a norm's scale", at::empty({1}).expand(shape), norm->scale);
+  if (norm) asked.norm->scale = beside_parts("a norm's scale", at::empty({1}).expand(shape), norm->scale, false);
   if (projection) {
     check_projection(*projection, shape_.back());
     asked.columns = columns_through(projection->dim() == 1 ? projection->unsqueeze(-1) : *projection, norm);

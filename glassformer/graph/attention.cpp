@@ -9,7 +9,6 @@
 
 #include <limits>
 
-#include "glassformer/graph/mask.h"
 #include "glassformer/graph/steps.h"
 
 namespace glassformer::steps {
@@ -31,24 +30,28 @@ at::Tensor grouped_queries(const at::Tensor& q, const Attention& attention) {
   return heads.unflatten(1, {attention.n_kv_heads, attention.n_heads / attention.n_kv_heads});
 }
 
-// Key minus query position, times each head's slope (Press et al., ALiBi): 2^(-8 / heads) to the power 1, 2, ….
-at::Tensor alibi(const StepCall& call, const Attention& attention, const at::Tensor& scores) {
-  const at::TensorOptions options =
-      scores.options().dtype(scores.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  const at::Tensor queries = at::tensor(call.rows.rows(), options), keys = at::arange(call.n_keys, options);
-  const at::Tensor distance = (keys - queries.unsqueeze(1)).clamp_max(0);
-  const at::Tensor powers =
-      at::arange(1, attention.n_heads + 1, options) * (-8.0 / static_cast<double>(attention.n_heads));
-  return (powers.exp2().reshape({-1, 1, 1}) * distance).to(scores.scalar_type());
-}
-
 at::Tensor biased(const at::Tensor& scores, const StepCall& call, const Attention& attention) {
   const double cap = attention.score_cap;
   const at::Tensor capped = cap > 0 ? soft_capped(scores, cap) : scores;
-  return attention.alibi ? capped + alibi(call, attention, scores) : capped;
+  if (!attention.alibi) return capped;
+  const at::ScalarType wide = scores.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return capped + alibi_bias(attention.n_heads, call.rows, call.n_keys, scores.options().dtype(wide)).to(scores);
 }
 
 }  // namespace
+
+at::Tensor alibi_bias(int64_t n_heads, const RowSet& rows, int64_t n_keys, const at::TensorOptions& options) {
+  const at::Tensor queries = at::tensor(rows.rows(), options), keys = at::arange(n_keys, options);
+  const at::Tensor distance = (keys - queries.unsqueeze(1)).clamp_max(0);
+  const at::Tensor powers = at::arange(1, n_heads + 1, options) * (-8.0 / static_cast<double>(n_heads));
+  return powers.exp2().reshape({-1, 1, 1}) * distance;
+}
+
+at::Tensor masked_scores(const at::Tensor& scores, const RowSet& rows, const MaskOptions& options) {
+  const at::Tensor allowed = allowed_keys(rows, scores.size(-1), options, scores.device());
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  return allowed.defined() ? scores.masked_fill(allowed.logical_not(), kNever) : scores;
+}
 
 Run scores(const Attention& attention) {
   return [attention](const StepCall& call) {
@@ -59,9 +62,7 @@ Run scores(const Attention& attention) {
     }
     const at::Tensor products = at::matmul(grouped_queries(q, attention), by_group(k).transpose(-1, -2));
     const at::Tensor scaled = biased(products.flatten(1, 2) * attention.scale, call, attention);
-    const at::Tensor allowed = allowed_keys(call.rows, call.n_keys, mask_options(call, attention, 2), q.device());
-    constexpr double kNever = -std::numeric_limits<double>::infinity();
-    return allowed.defined() ? scaled.masked_fill(allowed.logical_not(), kNever) : scaled;
+    return masked_scores(scaled, call.rows, mask_options(call, attention, 2));
   };
 }
 

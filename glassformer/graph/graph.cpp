@@ -118,6 +118,17 @@ NodeId Graph::find(std::string_view name) const {
   throw NameError(str("no node is called '", name, "'", did_you_mean(name, names)));
 }
 
+std::pair<NodeId, NodeId> Graph::keys_and_values(int64_t layer) const {
+  const auto last_of = [&](std::initializer_list<const char*> names) {
+    for (const char* name : names)
+      if (const auto found = ids_.find(str("blocks.", layer, ".attn.", name)); found != ids_.end())
+        return found->second;
+    return find(str("blocks.", layer, ".attn.", *names.begin()));
+  };
+  return {last_of({"hook_clipped_k", "k_norm.hook_by_head", "k_norm.hook_out", "hook_k"}),
+          last_of({"hook_clipped_v", "hook_v"})};
+}
+
 void Graph::finish() {
   const size_t count = nodes_.size();
   for (Node& node : nodes_) node.attended = false;

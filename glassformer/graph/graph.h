@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "glassformer/graph/node.h"
@@ -31,6 +32,9 @@ class Graph {
   bool reaches(NodeId from, NodeId to) const { return reach_[static_cast<size_t>(to)][static_cast<size_t>(from)]; }
   /// The node of mixed values (hook_z) that scores or a pattern weight; -1 for every other node.
   NodeId mixed_by(NodeId weighting) const { return node(weighting).mixed_by; }
+  /// The nodes of a layer's keys and values as a past holds them: through their norm and within their bounds, before
+  /// rotation. attn.hook_k and attn.hook_v where there is neither.
+  std::pair<NodeId, NodeId> keys_and_values(int64_t layer) const;
   /// How many tokens the model takes at most.
   int64_t n_ctx() const { return n_ctx_; }
   int64_t n_layers() const { return n_layers_; }

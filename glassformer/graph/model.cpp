@@ -54,7 +54,11 @@ std::shared_ptr<const Model> Model::load(const std::string& name_or_path, const 
   model->config_ = described.config;
   model->weights_ = Weights::from_files(files, described, options.dtype, options.device);
   model->graph_ = Graph::build(described.config, *model->weights_);
-  model->tokenizer_ = find_tokenizer(files);
+  try {
+    model->tokenizer_ = options.tokenizer ? options.tokenizer : find_tokenizer(files);
+  } catch (const UnsupportedError& error) {
+    model->why_no_tokenizer_ = error.what();
+  }
   model->eos_ids_ = end_tokens(files);
   if (model->eos_ids_.empty() && model->tokenizer_ && model->tokenizer_->eos_id())
     model->eos_ids_ = {*model->tokenizer_->eos_id()};
@@ -63,7 +67,6 @@ std::shared_ptr<const Model> Model::load(const std::string& name_or_path, const 
 
 std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
                                                  const std::map<std::string, at::Tensor>& tensors,
-                                                 std::shared_ptr<const Tokenizer> tokenizer,
                                                  const LoadOptions& options) {
   check(options);
   const DescribedModel described = describe(config_json, "config");
@@ -72,7 +75,7 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   model->config_ = described.config;
   model->weights_ = Weights::from_tensors(tensors, described, options.dtype, options.device, options.differentiable);
   model->graph_ = Graph::build(described.config, *model->weights_);
-  model->tokenizer_ = std::move(tokenizer);
+  model->tokenizer_ = options.tokenizer;
   model->eos_ids_ = end_tokens(config_json);
   return model;
 }
@@ -119,7 +122,7 @@ std::shared_ptr<const Model> Model::define(const std::vector<NodeSpec>& nodes,
   model->graph_ = define_graph(nodes, *model->weights_, options.n_ctx);
   model->graph_is_own_ = true;
   model->config_.n_layers = model->graph_->n_layers();
-  model->tokenizer_ = options.tokenizer;
+  model->tokenizer_ = options.load.tokenizer;
   if (model->tokenizer_ && model->tokenizer_->eos_id()) model->eos_ids_ = {*model->tokenizer_->eos_id()};
   return model;
 }
@@ -133,6 +136,7 @@ std::shared_ptr<const Model> Model::extended(const Extension& extension) const {
 }
 
 const Tokenizer& Model::tokenizer() const {
+  if (!why_no_tokenizer_.empty()) throw UnsupportedError(why_no_tokenizer_);
   if (!tokenizer_)
     throw InputError(str("model '", name_, "' came without a tokenizer; give token ids instead of text"));
   return *tokenizer_;

@@ -19,6 +19,8 @@ struct LoadOptions {
   at::Device device = at::kCPU;
   // Of tensors that someone else holds: gradients flow back to them; see `Weights::from_tensors`.
   bool differentiable = false;
+  std::shared_ptr<const Tokenizer> tokenizer =
+      {};  // In the place of the one in the files, which is not looked at then.
 };
 
 /// What a model of one's own needs beside its nodes.
@@ -26,7 +28,6 @@ struct DefineOptions {
   int64_t d_vocab = 0;  // Tokens go from 0 to d_vocab - 1.
   int64_t n_ctx = 0;    // The longest input in tokens.
   std::string name = "custom";
-  std::shared_ptr<const Tokenizer> tokenizer = {};
   LoadOptions load = {};
 };
 
@@ -37,12 +38,11 @@ class Model : public std::enable_shared_from_this<Model> {
  public:
   /// Opens a model folder, a GGUF file, or the name of a model in the local Hugging Face cache. Weights are mapped, and
   /// read when a step first needs them. Raises `FileError`; `UnsupportedError` also for a dtype or a device that is not
-  /// there.
+  /// there. A tokenizer of an unsupported kind leaves the model without one.
   static std::shared_ptr<const Model> load(const std::string& name_or_path, const LoadOptions& options = {});
   /// A model from config.json's text and tensors that someone else holds, by the names of the architecture's files.
   static std::shared_ptr<const Model> from_tensors(const std::string& config_json,
                                                    const std::map<std::string, at::Tensor>& tensors,
-                                                   std::shared_ptr<const Tokenizer> tokenizer = nullptr,
                                                    const LoadOptions& options = {});
   /// This model in another dtype or on another device, with its weights as they are now; itself where nothing differs.
   /// Traces stay with the model that they were made of. `UnsupportedError`.
@@ -70,7 +70,8 @@ class Model : public std::enable_shared_from_this<Model> {
   const ModelConfig& config() const { return config_; }
   const Graph& graph() const { return *graph_; }
   const Weights& weights() const { return *weights_; }
-  /// The tokenizer; `InputError` where the model came without one.
+  /// The tokenizer; `InputError` where the model came without one, `UnsupportedError` where that is of an unsupported
+  /// kind.
   const Tokenizer& tokenizer() const;
   std::shared_ptr<const Tokenizer> tokenizer_or_null() const { return tokenizer_; }
   /// Tokens that end a generated text.
@@ -84,6 +85,7 @@ class Model : public std::enable_shared_from_this<Model> {
   std::shared_ptr<const Weights> weights_;
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<const Tokenizer> tokenizer_;
+  std::string why_no_tokenizer_;  // What is unsupported about the one in the files.
   std::vector<int64_t> eos_ids_;
   bool graph_is_own_ = false;  // It has nodes that a user made.
 };

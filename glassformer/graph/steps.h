@@ -3,6 +3,7 @@
 // by row (`row` is batch and pos in one) unless said otherwise.
 
 #include "glassformer/arch/config.h"
+#include "glassformer/graph/mask.h"
 #include "glassformer/graph/node.h"
 
 namespace glassformer::steps {
@@ -75,6 +76,11 @@ struct Attention {
   double score_cap = 0;
   bool alibi = false;
 };
+/// head query_pos key_pos: key minus query position (0 for later keys), times each head's slope (Press et al., ALiBi),
+/// which is 2^(-8 / heads) to the power 1, 2, ….
+at::Tensor alibi_bias(int64_t n_heads, const RowSet& rows, int64_t n_keys, const at::TensorOptions& options);
+/// Scores, -inf where a key may not be seen.
+at::Tensor masked_scores(const at::Tensor& scores, const RowSet& rows, const MaskOptions& options);
 /// (q: batch query_pos head d_head, k: batch key_pos kv_head d_head, mask?: batch key_pos)
 ///   -> batch head query_pos key_pos: scaled products, -inf where a key may not be seen.
 Run scores(const Attention& attention);

@@ -134,6 +134,8 @@ at::Tensor rearranged(const at::Tensor& weight, Layout layout, int64_t d_head) {
       return weight.unflatten(0, {-1, d_head}).transpose(1, 2);
     case Layout::kRowsByHead:
       return weight.t().unflatten(0, {-1, d_head});
+    case Layout::kScalar:
+      return weight.squeeze(0);
     default:
       return weight;
   }

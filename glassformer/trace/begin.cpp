@@ -39,9 +39,10 @@ void Begin::find_out() {
   first_.assign(graph_->nodes().size(), 0);
   given_.assign(graph_->nodes().size(), 0);
   if (!at_tokens()) given_[static_cast<size_t>(source_)] = kNever;
-  for (int64_t layer = 0; layer < graph_->n_layers() && n_past_ > 0; ++layer)
-    for (const char* part : {"k", "v"})
-      given_[static_cast<size_t>(graph_->find(str("blocks.", layer, ".attn.hook_", part)))] = n_past_;
+  for (int64_t layer = 0; layer < graph_->n_layers() && n_past_ > 0; ++layer) {
+    const auto [k, v] = graph_->keys_and_values(layer);
+    given_[static_cast<size_t>(k)] = given_[static_cast<size_t>(v)] = n_past_;
+  }
   for (const Node& node : graph_->nodes()) {
     const auto id = static_cast<size_t>(node.id);
     int64_t first = std::min(first_of(node.open), first_of(node.fast));

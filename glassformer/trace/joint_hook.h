@@ -29,6 +29,8 @@ at::Tensor hook_input(const TraceState& trace, const Node& node, const HookSegme
 /// What the hook makes of a copy of `before`: what it returned, or the copy.
 at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& segment, const Hook& hook,
                      const at::Tensor& before);
+/// The result of an earlier call with the same numbers, or null.
+const HookResult* remembered(const Hook& hook, const HookSegment& segment, const at::Tensor& input, uint64_t hash);
 void remember_call(Hook& hook, uint64_t hash, const at::Tensor& input, const HookResult& result);
 /// Puts `value` into a segment of a node.
 std::shared_ptr<Edit> segment_overlay(const TraceState& trace, const Node& node, const HookSegment& segment,

@@ -222,15 +222,14 @@ const HookResult* remembered(const Hook& hook, const HookSegment& segment) {
   return known == hook.by_lineage.end() ? nullptr : &known->second;
 }
 
-// The result of an earlier call with the same numbers, or null.
+}  // namespace
+
 const HookResult* remembered(const Hook& hook, const HookSegment& segment, const at::Tensor& input, uint64_t hash) {
   const auto [begin, end] = hook.calls.equal_range(hash);
   for (auto call = begin; call != end; ++call)
     if (is_of(call->second, segment) && is_same(call->second.input, input)) return &call->second.result;
   return nullptr;
 }
-
-}  // namespace
 
 std::vector<Request> TraceState::needs(const Entry& entry) const {
   const Edit& edit = *entry.edit;

@@ -173,11 +173,11 @@ void TraceState::give_past(const Past& past) {
     throw ShapeError(
         str("past: expected keys and values of ", family->batch, " sequences; found ", past.front().k.size(0)));
   const at::TensorOptions like(family->model->weights().device());
-  for (size_t layer = 0; layer < past.size(); ++layer)
-    for (const auto& [name, part] : {std::pair("k", past[layer].k), std::pair("v", past[layer].v)}) {
-      const NodeId node = graph().find(str("blocks.", layer, ".attn.hook_", name));
+  for (size_t layer = 0; layer < past.size(); ++layer) {
+    const auto [k, v] = graph().keys_and_values(static_cast<int64_t>(layer));
+    for (const auto& [node, part] : {std::pair(k, past[layer].k), std::pair(v, past[layer].v)})
       give(node, 0, part.detach().to(like.dtype(dtype_of(graph().node(node))), false, true).contiguous());
-    }
+  }
 }
 
 }  // namespace glassformer

@@ -282,7 +282,7 @@ class Recorder {
         size_t next = trace->tape.values[node].n_applied;
         for (; next < entries.size(); ++next) {
           const Edit& edit = *entries[next]->edit;
-          if (edit.hook && edit.hook->joint && trace->tape.values[node].given.requires_grad()) break;
+          if (edit.hook && edit.hook->joint && is_made_here(*trace, node)) break;
           apply(*trace, node, *entries[next]);
         }
         if (next < entries.size()) at_joint_hook.push_back(trace);
@@ -302,6 +302,11 @@ class Recorder {
     ++taped.n_applied;
   }
 
+  // Whether a hook's input is what is on the tape: a choice has no graph, but what it is made of has one.
+  static bool is_made_here(TraceState& trace, NodeId node) {
+    return trace.tape.values[node].used.requires_grad() || trace.graph().node(node).choices > 0;
+  }
+
   void apply(TraceState& trace, NodeId id, const Entry& entry) const {
     const std::shared_ptr<Edit> edit = entry.edit;
     const at::Tensor base = trace.tape.values[id].used;
@@ -312,7 +317,8 @@ class Recorder {
         take(trace, id, edit->overlay->applied(replaces_all(trace, entry) ? at::Tensor() : base, rows));
         return;
       case Edit::Kind::kHook:
-        take(trace, id, base.requires_grad() ? hooked(trace, id, *edit->hook, base) : with_results(trace, edit, base));
+        take(trace, id,
+             is_made_here(trace, id) ? hooked(trace, id, *edit->hook, base) : with_results(trace, edit, base));
         return;
       case Edit::Kind::kGradient: {
         at::Tensor value = lazy_clone(base);
@@ -341,6 +347,13 @@ class Recorder {
     at::Tensor value = base;
     for (const HookSegment& segment : segments_of(trace, id, hook.options)) {
       const at::Tensor before = part_of(trace, base, node, segment);
+      if (!before.requires_grad()) {  // A choice: it may have been made without a graph before.
+        const at::Tensor input = before.clone(at::MemoryFormat::Contiguous);
+        if (const HookResult* known = remembered(hook, segment, input, hash_of(input)); known != nullptr) {
+          if (known->overlay) value = known->overlay->overlay->applied(value, all_rows(trace, id));
+          continue;
+        }
+      }
       const at::Tensor after = call_hook(trace, node, segment, hook, before);
       value = put_segment(trace, node, segment, value, after);
       remember(trace, node, segment, hook, before, after);

@@ -60,8 +60,8 @@ Trace Trace::fork(const std::shared_ptr<const Model>& extended) const {
 Past Trace::past() {
   Past past;
   for (int64_t layer = 0; layer < model().config().n_layers; ++layer) {
-    const std::string attn = str("blocks.", layer, ".attn.");
-    past.push_back({read(attn + "hook_k"), read(attn + "hook_v")});
+    const auto [k, v] = model().graph().keys_and_values(layer);
+    past.push_back({read(model().graph().node(k).name), read(model().graph().node(v).name)});
   }
   return past;
 }

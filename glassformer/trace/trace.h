@@ -28,7 +28,7 @@ enum class KeepValues {
   kNeeded,  // What was read or edited, keys and values.
 };
 
-/// Keys (before rotation) and values of one layer, `batch pos kv_head d_head`: the nodes attn.hook_k and attn.hook_v.
+/// Keys and values of one layer, `batch pos kv_head d_head`: those of `Graph::keys_and_values`.
 struct LayerPast {
   at::Tensor k, v;
 };

@@ -81,8 +81,8 @@ void bind_extend(py::module_& module) {
       [](const std::vector<GivenNode>& nodes, const std::map<std::string, at::Tensor>& weights, int64_t d_vocab,
          int64_t n_ctx, const std::string& name, std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType dtype,
          at::Device device) {
-        return std::const_pointer_cast<Model>(
-            Model::define(nodes_of(nodes), weights, {d_vocab, n_ctx, name, std::move(tokenizer), {dtype, device}}));
+        return std::const_pointer_cast<Model>(Model::define(
+            nodes_of(nodes), weights, {d_vocab, n_ctx, name, {dtype, device, false, std::move(tokenizer)}}));
       },
       py::arg("nodes"), py::arg("weights"), py::arg("d_vocab"), py::arg("n_ctx"), py::arg("name"), py::arg("tokenizer"),
       py::arg("dtype"), py::arg("device"));

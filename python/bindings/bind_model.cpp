@@ -116,16 +116,18 @@ void bind_model(py::module_& module) {
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def_static(
           "load",
-          [](const std::string& path, at::ScalarType dtype, at::Device device) {
-            return std::const_pointer_cast<Model>(Model::load(path, {dtype, device}));
+          [](const std::string& path, at::ScalarType dtype, at::Device device,
+             std::shared_ptr<const Tokenizer> tokenizer) {
+            return std::const_pointer_cast<Model>(Model::load(path, {dtype, device, false, std::move(tokenizer)}));
           },
-          py::arg("path"), py::arg("dtype"), py::arg("device"), py::call_guard<py::gil_scoped_release>())
+          py::arg("path"), py::arg("dtype"), py::arg("device"), py::arg("tokenizer") = nullptr,
+          py::call_guard<py::gil_scoped_release>())
       .def_static(
           "from_tensors",
           [](const std::string& config, const std::map<std::string, at::Tensor>& tensors,
              std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType dtype, at::Device device, bool differentiable) {
             return std::const_pointer_cast<Model>(
-                Model::from_tensors(config, tensors, std::move(tokenizer), {dtype, device, differentiable}));
+                Model::from_tensors(config, tensors, {dtype, device, differentiable, std::move(tokenizer)}));
           },
           py::arg("config_json"), py::arg("tensors"), py::arg("tokenizer"), py::arg("dtype"), py::arg("device"),
           py::arg("differentiable") = false)
@@ -134,6 +136,7 @@ void bind_model(py::module_& module) {
       .def_property_readonly("config", &Model::config, py::return_value_policy::reference_internal)
       .def_property_readonly(
           "tokenizer", [](const Model& model) { return std::const_pointer_cast<Tokenizer>(model.tokenizer_or_null()); })
+      .def("require_tokenizer", [](const Model& model) { model.tokenizer(); })
       .def_property_readonly("eos_ids", &Model::eos_ids)
       .def_property_readonly("dtype", [](const Model& model) { return model.weights().dtype(); })
       .def_property_readonly("device", [](const Model& model) { return model.weights().device(); })
@@ -161,6 +164,11 @@ void bind_model(py::module_& module) {
             return std::const_pointer_cast<Model>(model.to({dtype, device}));
           },
           py::arg("dtype"), py::arg("device"), py::call_guard<py::gil_scoped_release>())
+      .def("keys_and_values",
+           [](const Model& model, int64_t layer) {
+             const auto [k, v] = model.graph().keys_and_values(layer);
+             return std::pair(model.graph().node(k).name, model.graph().node(v).name);
+           })
       .def("nodes",
            [](const Model& model) {
              std::vector<std::tuple<std::string, std::string, std::vector<int64_t>>> nodes;

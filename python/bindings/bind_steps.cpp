@@ -1,11 +1,12 @@
 // The steps of the block by themselves, for modules that are called on tensors.
 
 #include <ATen/ops/arange.h>
-#include <ATen/ops/softmax.h>
+#include <ATen/ops/ones.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "glassformer/arch/architecture.h"
 #include "glassformer/base/errors.h"
+#include "glassformer/graph/experts.h"
 #include "glassformer/graph/steps.h"
 #include "python/bindings/bindings.h"
 
@@ -24,20 +25,21 @@ struct Given {
 WeightId place(const Optional& weight, WeightId id) { return weight ? id : -1; }
 
 at::Tensor run(const steps::Run& step, const Given& given, int64_t n_past = 0, int64_t n_keys = 0,
-               int64_t length_class = 0) {
+               int64_t length_class = 0, const QueryMask* query_mask = nullptr) {
   std::vector<at::Tensor> weights;
   for (const Optional& weight : given.weights) weights.push_back(weight.value_or(at::Tensor()));
   const at::Tensor& first = given.inputs[0];
   const RowSet rows(n_past, n_past + first.size(first.dim() > 1 ? 1 : 0));
   const py::gil_scoped_release release;
-  return step({given.inputs, *Weights::of(weights), rows, n_keys, length_class, nullptr});
+  return step({given.inputs, *Weights::of(weights), rows, n_keys, length_class, query_mask});
 }
 
 // All axes but the last `n_own` of the first input as rows, and back.
 at::Tensor run_by_row(const steps::Run& step, Given given, int64_t n_own) {
   const at::Tensor& first = given.inputs[0];
   const std::vector<int64_t> outer = first.sizes().slice(0, static_cast<size_t>(first.dim() - n_own)).vec();
-  for (at::Tensor& input : given.inputs) input = input.flatten(0, static_cast<int64_t>(outer.size()) - 1);
+  for (at::Tensor& input : given.inputs)
+    input = outer.empty() ? input.unsqueeze(0) : input.flatten(0, static_cast<int64_t>(outer.size()) - 1);
   const at::Tensor made = run(step, given);
   std::vector<int64_t> shape = outer;
   for (int64_t axis = 1; axis < made.dim(); ++axis) shape.push_back(made.size(axis));
@@ -52,7 +54,7 @@ steps::Attention attention_of(const at::Tensor& q, const at::Tensor& k) {
 
 void bind_plain_steps(py::module_& module) {
   module.def("embed", [](const at::Tensor& tokens, const at::Tensor& table) {
-    return run(steps::embed(0), {{tokens}, {table}});
+    return run_by_row(steps::embed(0), {{tokens}, {table}}, 0);
   });
   module.def("norm_scale", [](const at::Tensor& x, const std::string& norm, double eps) {
     return run_by_row(steps::norm_scale(norm_named(norm), eps), {{x}}, 1);
@@ -79,6 +81,24 @@ void bind_plain_steps(py::module_& module) {
   module.def("sum_heads", [](const at::Tensor& results, const at::Tensor& bias) {
     return run_by_row(steps::sum_heads(0), {{results}, {bias}}, 2);
   });
+  module.def("scale_by_log", [](const at::Tensor& q, int64_t n_past, int64_t length) {
+    return run(steps::scale_by_log(length), {{q}}, n_past);
+  });
+  module.def("scores", [](const at::Tensor& q, const at::Tensor& k, double scale, double cap) {
+    steps::Attention how = attention_of(q, k);
+    how.scale = scale;
+    how.score_cap = cap;
+    return run(steps::scores(how), {{q, k, {}}}, k.size(1), k.size(1));  // Behind all keys, every one is seen.
+  });
+  module.def("alibi_bias",
+             [](int64_t n_heads, int64_t n_past, int64_t n_keys, at::ScalarType dtype, at::Device device) {
+               const auto options = at::TensorOptions(dtype).device(device);
+               return steps::alibi_bias(n_heads, RowSet(n_past, n_keys), n_keys, options);
+             });
+  module.def("mask_scores", [](const at::Tensor& scores, int64_t n_past, int64_t window, const Optional& key_mask) {
+    const RowSet rows(n_past, n_past + scores.size(-2));
+    return steps::masked_scores(scores, rows, {window, key_mask.value_or(at::Tensor())});
+  });
   module.def(
       "pattern",
       [](const at::Tensor& scores, at::ScalarType dtype, const Optional& sinks) {
@@ -90,8 +110,14 @@ void bind_plain_steps(py::module_& module) {
     how.n_heads = pattern.size(1);
     return run(steps::mix_values(how), {{pattern, v}});
   });
-  module.def("softmax", [](const at::Tensor& x) {
-    return at::softmax(x, -1, x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  module.def(
+      "expert_weights",
+      [](const at::Tensor& logits, int64_t per_token, bool top_first) {
+        return run(steps::expert_weights({.per_token = per_token, .top_first = top_first}), {{logits}});
+      },
+      py::arg("logits"), py::arg("per_token"), py::arg("top_first"));
+  module.def("clamped_glu", [](const at::Tensor& gate, const at::Tensor& linear) {
+    return run_by_row(steps::gate({Activation::kClampedGlu}), {{gate, linear}}, 1);
   });
 }
 
@@ -100,8 +126,8 @@ class BlockMath {
  public:
   explicit BlockMath(const std::string& config_json) : config_(describe(config_json, "config").config) {}
 
-  std::pair<at::Tensor, at::Tensor> tables(const at::Tensor& positions, at::ScalarType dtype, int64_t layer) const {
-    const Rope& rope = config_.layers.at(static_cast<size_t>(layer)).local_rope ? config_.local_rope : config_.rope;
+  std::pair<at::Tensor, at::Tensor> tables(const at::Tensor& positions, at::ScalarType dtype, bool local) const {
+    const Rope& rope = local ? config_.local_rope : config_.rope;
     const int64_t length = length_class(rope, positions.max().item<int64_t>() + 1);
     const auto table = [&](bool sine) {
       return run(steps::rotary_table(rope, sine, dtype), {{positions}}, 0, 0, length);
@@ -110,23 +136,10 @@ class BlockMath {
   }
 
   // x: batch pos head d_head; positions: batch pos.
-  at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, int64_t layer) const {
-    const auto [sin, cos] = tables(positions.flatten(), x.scalar_type(), layer);
+  at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, bool local) const {
+    const auto [sin, cos] = tables(positions.flatten(), x.scalar_type(), local);
     const at::Tensor made = run(steps::rotate(config_.rope), {{x.flatten(0, 1), cos, sin}});
     return made.unflatten(0, {x.size(0), x.size(1)});
-  }
-
-  // q: batch pos head d_head; k: batch key_pos kv_head d_head; mask: batch key_pos.
-  at::Tensor scores(const at::Tensor& q, const at::Tensor& k, const Optional& mask, int64_t layer) const {
-    const LayerConfig& options = config_.layers.at(static_cast<size_t>(layer));
-    steps::Attention how = attention_of(q, k);
-    how.scale = options.attention_scale;
-    how.window = options.window;
-    how.upcast = config_.upcast_attention;
-    how.score_cap = config_.score_cap;
-    how.alibi = config_.positions == PositionEmbedding::kAlibi;
-    const at::Tensor seen = mask ? mask->to(at::kBool) : at::Tensor();
-    return run(steps::scores(how), {{q, k, seen}}, k.size(1) - q.size(1), k.size(1));
   }
 
  private:
@@ -141,9 +154,8 @@ void bind_steps(py::module_& module) {
   py::class_<BlockMath>(module, "BlockMath", "The steps that depend on a model's config.")
       .def(py::init<const std::string&>(), py::arg("config_json"))
       .def("rotary_tables", [](const BlockMath& math, int64_t length,
-                               int64_t layer) { return math.tables(at::arange(length), at::kDouble, layer); })
-      .def("rotate", &BlockMath::rotate, py::arg("x"), py::arg("positions"), py::arg("layer"))
-      .def("scores", &BlockMath::scores, py::arg("q"), py::arg("k"), py::arg("mask"), py::arg("layer"));
+                               bool local) { return math.tables(at::arange(length), at::kDouble, local); })
+      .def("rotate", &BlockMath::rotate, py::arg("x"), py::arg("positions"), py::arg("local"));
 }
 
 }  // namespace glassformer

@@ -184,13 +184,12 @@ def single_token(model: Model, token: int | str) -> int:
     """
     if not isinstance(token, str):
         return int(token)
-    if model.tokenizer is None:
-        raise _core.InputError(f"model '{model.name}' came without a tokenizer; give an id instead of {token!r}")
-    ids = model.tokenizer.encode(token, add_special_tokens=False)
+    tokenizer = model.needed_tokenizer()
+    ids = tokenizer.encode(token, add_special_tokens=False)
     if len(ids) == 1:
         return ids[0]
-    spaced = model.tokenizer.encode(f" {token}", add_special_tokens=False) if token else []
+    spaced = tokenizer.encode(f" {token}", add_special_tokens=False) if token else []
     if len(spaced) != 1:
-        pieces = ", ".join(repr(model.tokenizer.decode([id])) for id in ids)
+        pieces = ", ".join(repr(tokenizer.decode([id])) for id in ids)
         raise _core.InputError(f"{token!r} is {len(ids)} tokens ({pieces}); expected one")
     return spaced[0]

@@ -131,6 +131,14 @@ class Model:
         """The tokenizer that came with the model, or None."""
         return self._tokenizer
 
+    def needed_tokenizer(self) -> Tokenizer:
+        """`tokenizer`; InputError where the model came without one, UnsupportedError where that is of an unsupported
+        kind.
+        """
+        if self._tokenizer is None:
+            self.core.require_tokenizer()
+        return self._tokenizer
+
     @property
     def dtype(self) -> torch.dtype:
         """The type that the model computes in."""
@@ -197,9 +205,7 @@ class Model:
 
     def to_ids(self, text: str) -> list[int]:
         """The token ids of a text, with the special tokens that the model's tokenizer puts around it."""
-        if self._tokenizer is None:
-            raise _core.InputError(f"model '{self.name}' came without a tokenizer; give token ids instead of text")
-        return self._tokenizer.core.encode(text)
+        return self.needed_tokenizer().core.encode(text)
 
     def trace(
         self,
@@ -221,10 +227,10 @@ class Model:
         a quarter of the weights), "all" or "needed"; it never changes a result.
 
         `past` is what comes before the prompt (a text then gets no special tokens): a list with (keys, values) of each
-        layer, `batch past_pos kv_head d_head`, keys before rotation (the nodes `attn.hook_k` and `attn.hook_v`), as
-        `Trace.past` returns it. Positions count over past and prompt; `attention_mask` and `positions` cover both. Of
-        the past's own positions there are only keys, values and inputs: reading anything else there raises
-        `UnavailableError` (see `Trace.begin`).
+        layer, `batch past_pos kv_head d_head`, keys before rotation, as `Trace.past` returns it: the nodes
+        `attn.hook_k` and `attn.hook_v`, or what comes out of their norm or bounds where a model has such. Positions
+        count over past and prompt; `attention_mask` and `positions` cover both. Of the past's own positions there are
+        only these and inputs: reading anything else there raises `UnavailableError` (see `Trace.begin`).
 
         Raises `InputError` for an empty prompt, tokens outside the vocabulary, or more than `config.n_ctx` of them.
         """
@@ -362,7 +368,8 @@ def load(
     `dtype` (float32, float64, bfloat16 or float16; a torch dtype or its name) is what weights are turned into and used
     in: float32 for files and a live model's own where it isn't given. `device` is the CPU for files and a live model's
     own by default. Weights of a live model are used in place and follow it, see `Weights`; a change of dtype or device
-    copies them. `tokenizer` (glassformer's, a fast one of `transformers`, or a path) replaces the one in the files.
+    copies them. `tokenizer` (glassformer's, a fast one of `transformers`, or a path) replaces the one in the files. A
+    model whose own tokenizer is of a kind that is not supported comes without one: it takes token ids.
 
     Raises `FileError` where there is no such model or it is damaged, `UnsupportedError` for an unknown architecture, a
     dtype that no model runs in or a device that is not there.
@@ -375,7 +382,8 @@ def load(
         raise TypeError(f"load takes a path, a name or a live transformers model; found {type(source).__name__}")
     path = os.fspath(source)
     wanted = torch.float32 if dtype is None else dtype_of(dtype)
-    core = _core.Model.load(path, wanted, device_of("cpu" if device is None else device))
+    to = device_of("cpu" if device is None else device)
+    core = _core.Model.load(path, wanted, to, None if chosen is None else chosen.core)
     return Model(core, chosen or own_tokenizer(core))
 
 

@@ -473,13 +473,10 @@ def continued_rows(model: Model, tokens: Any) -> list[torch.Tensor]:
     """Internal: what follows something else, a row `pos` for each sequence; texts get no special tokens."""
     texts = [tokens] if isinstance(tokens, str) else tokens
     if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
-        if model.tokenizer is None:
-            raise _core.InputError(f"model '{model.name}' came without a tokenizer; give token ids instead of text")
-        return [torch.tensor(model.tokenizer.core.encode(text, False), dtype=torch.int64) for text in texts]
+        tokenizer = model.needed_tokenizer().core
+        return [torch.tensor(tokenizer.encode(text, False), dtype=torch.int64) for text in texts]
     return token_rows(tokens)
 
 
 def _pieces(model: Model, ids: list[int]) -> list[str]:
-    if model.tokenizer is None:
-        raise _core.InputError(f"model '{model.name}' came without a tokenizer")
-    return model.tokenizer.core.decode_each(ids)
+    return model.needed_tokenizer().core.decode_each(ids)

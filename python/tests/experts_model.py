@@ -93,6 +93,8 @@ def _tensors(reference):
 
 
 class ExpertsOracle(Oracle):
+    norms_keys = True
+
     def pass_type(self):
         return _ExpertsPass
 

@@ -15,6 +15,8 @@ NEVER = -math.inf
 class Oracle:
     """Evaluates one model; `run` gives all nodes as a dictionary."""
 
+    norms_keys = False  # Whether a past's keys are what comes of a norm.
+
     def __init__(self, reference):
         self.config = reference.config
         self.kind = "gpt2" if self.config.model_type == "gpt2" else "llama"
@@ -108,7 +110,7 @@ class _Pass:
 
     def hooked(self, name, value, function):
         for number, (begin, end) in enumerate(self.segments):
-            rows = rows_of(name, max(begin, first_row(name, self.n_past)), end)
+            rows = rows_of(name, max(begin, first_row(name, self.n_past, self.oracle.norms_keys)), end)
             value[rows] = function(value[rows].clone(), number)
 
     def run(self, tokens, mask, positions, length):
@@ -295,9 +297,9 @@ class _Pass:
         return allowed & self.key_mask[:, None, None, :]
 
 
-def first_row(name, n_past):
-    """The first position of a node that there is after a past."""
-    keys = ("hook_k", "hook_v", "hook_rot_k", "k_norm.hook_scale", "k_norm.hook_normalized", "k_norm.hook_out")
+def first_row(name, n_past, norms_keys=False):
+    """The first position of a node that there is after a past, of a model that has norms of keys or not."""
+    keys = ("k_norm.hook_out" if norms_keys else "hook_k", "hook_v", "hook_rot_k")
     inputs = ("positions", "attention_mask", "hook_cos", "hook_sin", "hook_pos_embed")
     return 0 if name.endswith((*inputs, *keys)) else n_past
 

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from helpers import choices, shape_of
-from oracle import Derived, first_row, has_keys
+from oracle import Derived, has_keys
 
 import glassformer
 
@@ -342,12 +342,12 @@ class LiveOperations:
         pair.held = []
 
 
-def cut_derived(entry, name, length, n_past):
-    """What is left of a change in place when the trace is cut."""
+def cut_derived(entry, length, first):
+    """What is left of a change in place of a node whose positions begin at `first` when the trace is cut."""
     kept = [number for number, row in enumerate(entry.rows) if row < length]
     if len(kept) == len(entry.rows) and (entry.n_keys is None or entry.n_keys <= length):
         return entry
-    if not kept or min(entry.rows) < first_row(name, n_past):
+    if not kept or min(entry.rows) < first:
         return None
     rows = (slice(None), kept) if entry.n_keys is None else (slice(None), slice(None), kept, slice(length))
     n_keys = None if entry.n_keys is None else min(entry.n_keys, length)

@@ -45,6 +45,40 @@ def model(folder):
     return glassformer.load(folder)
 
 
+@pytest.fixture
+def word_folder(tmp_path):
+    """A saved model whose tokenizer is of a kind that we have not."""
+    make_model("gpt2", vocab_size=300).save_pretrained(tmp_path)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_a_tokenizer_of_another_kind_leaves_the_model_without_one(word_folder, backend):
+    model = glassformer.load(word_folder)
+    assert model.tokenizer is None
+    assert model.trace([0, 1]).logits.shape == (1, 2, 300)
+    uses = (
+        lambda: model.trace("the cat"),
+        lambda: model.trace([0, 1]).append(" the"),
+        lambda: model.to(dtype="float64").trace("the cat"),
+        lambda: model.generate("the cat"),
+        lambda: glassformer.explain(model, "the cat"),
+    )
+    for use in uses:
+        with pytest.raises(glassformer.UnsupportedError, match=r"tokenizer.json: .*WordLevel"):
+            use()
+
+
+def test_a_tokenizer_given_is_used_everywhere(word_folder, folder, backend):
+    given = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    for place in (word_folder, folder):
+        model = glassformer.load(place, tokenizer=given)
+        ids = backend.encode("the cat").ids
+        assert model.trace("the cat").tokens.tolist() == [ids]
+        assert str(glassformer.explain(model, "the cat")).startswith(f"{model.name} answers")
+
+
 # Names.
 
 

@@ -531,3 +531,14 @@ def test_numbers_in_the_place_of_a_whole_node_carry_a_graph_too():
     edits = {"blocks.2.hook_resid_pre": [([[0], range(4), range(24)], torch.tensor(0.5))]}
     expected = oracle_gradients(tiny, tokens, ["blocks.2.hook_resid_pre"], edits)["blocks.2.hook_resid_pre"]
     assert_close(stream.grad, expected, 1e-9)
+
+
+def test_hooks_on_choices_are_called_once_where_there_is_a_graph():
+    """A choice has no gradient; nothing that it is made of is computed a second time, without a graph, for its hook."""
+    model, calls = subject("experts").model, []
+    trace = model.trace([[5, 3, 8, 13, 21], [1, 2, 3, 4, 5]]).requires_grad_()
+    names = [node.name for node in model.nodes() if node.name.startswith("blocks.") and "_input" not in node.name]
+    for name in names:
+        trace.hook(name, lambda value, call: calls.append(call.name))
+    trace.logits.sum().backward()
+    assert calls == names

@@ -154,7 +154,7 @@ def test_a_file_that_was_cut_is_named(tmp_path):
     model = glassformer.load(tmp_path)
     with open(tmp_path / "model.safetensors", "r+b") as file:
         file.truncate(4096)
-    with pytest.raises(glassformer.FileError, match="model.safetensors: has become shorter since it was opened"):
+    with pytest.raises(glassformer.FileError, match=r"model.safetensors: has become shorter since it was opened"):
         glassformer.process_weights(model)
 
 

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from experts_model import experts_subject
 from helpers import assert_close, at_available, constant, everywhere, nodes_of, past_of, subject
 from tiny_models import random_tokens
 
@@ -35,6 +36,21 @@ def test_past_and_rest_equal_one_pass(tiny, length):
         assert_close(k, other_k, EXACT)
         assert_close(v, other_v, EXACT)
     assert trace.work()["blocks.0.hook_resid_mid"] == 2 * (length - 5)
+
+
+def test_keys_of_a_past_come_out_of_their_norm():
+    tiny = experts_subject()
+    tokens = random_tokens(2, 9)
+    whole, expected = tiny.model.trace(tokens), tiny.oracle.run(tokens)
+    for layer, (k, v) in enumerate(whole.past()):
+        assert_close(k, expected[f"blocks.{layer}.attn.k_norm.hook_out"], EXACT)
+        assert_close(v, expected[f"blocks.{layer}.attn.hook_v"], EXACT)
+    rest = tiny.model.trace(tokens[:, 5:], past=[(k[:, :5], v[:, :5]) for k, v in whole.past()])
+    assert_close(rest.logits, expected["logits"][:, 5:], EXACT)
+    assert_close(rest["k2"], expected["blocks.2.attn.hook_k"][:, 5:], EXACT)
+    assert rest["k_norm.hook_out", 2].shape[1] == 9
+    with pytest.raises(glassformer.UnavailableError, match=r"blocks.2.attn.hook_k"):
+        rest.read("k2", positions=[4])
 
 
 @pytest.mark.parametrize("n_past", [1, 5, 9])

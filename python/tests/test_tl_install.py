@@ -20,9 +20,15 @@ def run(code):
         "from transformer_lens import HookedTransformer as H; assert H is ours.HookedTransformer",
         "from transformer_lens.hook_points import HookPoint as H; assert H is ours.hook_points.HookPoint",
         "import transformer_lens.components.mlps.mlp; assert transformer_lens.components.mlps.mlp.MLP",
+        "from transformer_lens.components.mlps.gpt_oss_moe import GptOssMoE",
         "from transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache as H;"
         "assert H is ours.HookedTransformerKeyValueCache",
         "ours.install(); import transformer_lens; assert transformer_lens is ours",
+        "from transformer_lens.weight_processing import ProcessWeights as P;"
+        "assert P is ours.weight_processing.ProcessWeights",
+        "import glassformer.transformer_lens.components.mlps.mlp as m; assert m.MLP is ours.components.MLP",
+        "from glassformer.transformer_lens.components.layer_norm import LayerNorm as L;"
+        "assert L is ours.components.LayerNorm",
     ],
 )
 def test_existing_imports_mean_this_package(code):
@@ -51,7 +57,7 @@ ENCODERS = ("HookedEncoder", "HookedEncoderDecoder", "HookedAudioEncoder", "Bert
         ("import transformer_lens.model_bridge.sources", "'model_bridge': use HookedTransformer"),
         ("from transformer_lens import TransformerBridge", "has no 'TransformerBridge': use HookedTransformer"),
         ("from glassformer.transformer_lens import TransformerBridge", "has no 'TransformerBridge': use Hooked"),
-        ("from transformer_lens.weight_processing import ProcessWeights", "process_weights_()"),
+        ("from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights", "read by the core"),
         ("from transformer_lens import nonsense", "cannot import name 'nonsense'"),
         ("import transformer_lens.nonsense", "No module named 'transformer_lens.nonsense'"),
     ],

@@ -46,6 +46,7 @@ class Pair:
     begins: list
     given: dict  # Values that stand in the place of tokens: of the node at which the trace begins, or of a past.
     n_past: int = 0
+    norms_keys: bool = False  # Of a past the keys are what comes of a norm.
     held: list = dataclasses.field(default_factory=list)  # Values that were handed out to be changed.
     spoiled: set = dataclasses.field(default_factory=set)  # Nodes of values with a graph that were changed outside.
 
@@ -63,7 +64,7 @@ class Pair:
         return oracle.run(self.tokens, edits, mask=mask, segments=self.segments, n_past=self.n_past)
 
     def first(self, node):
-        return first_row(node.name, self.n_past)
+        return first_row(node.name, self.n_past, self.norms_keys)
 
 
 @functools.cache
@@ -138,7 +139,13 @@ class Session(LiveOperations, GradientOperations):
         options["attention_mask"] = mask = self.some_mask(batch, length, n_past)
         given = {}
         if n_past > 0:
-            keys_and_values = [n for n in self.all_nodes if n.name.endswith(("attn.hook_k", "attn.hook_v"))]
+            ends = ("k_norm.hook_out" if self.tiny.oracle.norms_keys else "attn.hook_k", "attn.hook_v")
+            by_name = {node.name: node for node in self.all_nodes}
+            keys_and_values = [
+                by_name[f"blocks.{layer}.attn.{end.removeprefix('attn.')}"]
+                for layer in range(model.config.n_layers)
+                for end in ends
+            ]
             given = {node.name: self.some_values(node, batch, n_past) for node in keys_and_values}
             layers = list(given.values())
             trace = model.trace(tokens[:, n_past:], past=list(zip(layers[::2], layers[1::2], strict=True)), **options)
@@ -152,7 +159,7 @@ class Session(LiveOperations, GradientOperations):
         self.nodes = [node for node in self.all_nodes if is_available(trace, node)]
         self.reaching = reaching(self.name, trace.begin_node)
         self.log = [f"trace {tokens.tolist()} past={n_past} from={trace.begin_node} {options}"]
-        self.pairs = [Pair(trace, tokens, mask, {}, [0], given, n_past)]
+        self.pairs = [Pair(trace, tokens, mask, {}, [0], given, n_past, self.tiny.oracle.norms_keys)]
         if self.random.random() < 0.25:
             for node in self.nodes:
                 if node.name.endswith(PASSED_OVER):
@@ -495,7 +502,7 @@ class Session(LiveOperations, GradientOperations):
         if isinstance(entry, HookOf):
             return entry
         if isinstance(entry, Derived):
-            return cut_derived(entry, name, length, n_past)
+            return cut_derived(entry, length, first_row(name, n_past, self.tiny.oracle.norms_keys))
         region, numbers = entry
         if isinstance(region, torch.Tensor):
             rows = rows_of(name, 0, length)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import assert_close
 from test_tl_hooked_transformer import KINDS, pair_of, tokens_of
+from tl_words import word_tokenizer
 from transformer_lens import patching as judges
 
 from glassformer.transformer_lens import patching as ours
@@ -17,7 +18,11 @@ MODELS = {
     "llama_like": {**KINDS["llama_like"], "positional_embedding_type": "standard"},  # Angles are of float32 somewhere.
     "attention_only": KINDS["attention_only"],
     "solu": KINDS["solu"],
+    "parallel": {**KINDS["neox_like"], "positional_embedding_type": "standard"},
+    "mixtral_like": {**KINDS["mixtral_like"], "positional_embedding_type": "standard"},
+    "gpt_oss_like": {**KINDS["gpt_oss_like"], "positional_embedding_type": "standard"},
 }
+ABSENT = {"attention_only": ("resid_mid", "mlp_out", "block_every"), "parallel": ("resid_mid",)}
 BY_POS = ("resid_pre", "resid_mid", "attn_out", "mlp_out")
 BY_HEAD = tuple(
     f"attn_head_{part}_{where}" for part in ("out", "q", "k", "v", "pattern") for where in ("by_pos", "all_pos")
@@ -66,12 +71,12 @@ def both(name, setting, metric=difference, **arguments):
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_function(kind, name):
     setting = pair_and_caches(kind)
-    if kind == "attention_only" and name.endswith(("resid_mid", "mlp_out", "block_every")):
+    if name.endswith(ABSENT.get(kind, "nowhere")):
         for module, model, cache in ((judges, *setting[0::3]), (ours, setting[1], setting[4])):
             with pytest.raises((AssertionError, KeyError, ValueError)):
                 getattr(module, name)(model, setting[2], cache, difference)
         return
-    if kind == "llama_like" and name.endswith(("all_pos_every", "by_pos_every")):
+    if "n_key_value_heads" in MODELS[kind] and name.endswith(("all_pos_every", "by_pos_every")):
         assert (both(name, setting)[2, ..., 2:] == 0).all()
         return
     both(name, setting)
@@ -96,6 +101,8 @@ METRICS = {
     "functions": lambda logits: torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.arange(10)),
     "shape": lambda logits: logits[:, -1].sum() * logits.shape[1] + logits.size(-1) + logits.ndim + len(logits),
     "in_place": lambda logits: (logits.mul_(2), logits[:, -1, 3].sum())[1],
+    "a_view_of_what_changes": lambda logits: (row := logits[:, -1], logits.mul_(2), row[:, 3].sum())[2],
+    "a_view_that_changes_later": lambda logits: (row := logits[:, -1], logits.sum(), row.mul_(3), logits.sum())[3],
     "through_a_view": lambda logits: (logits[:, -1].mul_(3), logits[:, -1:, 3].sum() + logits.sum())[1],
     "another_each_time": lambda logits: logits[:, 2, 3].sum() if logits[0, -1, 0] > 0 else logits.sum(),
     "numpy": lambda logits: torch.tensor(logits.detach().numpy()[:, -1, 3].sum()),
@@ -109,6 +116,43 @@ def test_metrics(metric):
     both("get_act_patch_resid_pre", pair_and_caches(), METRICS[metric])
     with torch.no_grad():
         both("get_act_patch_attn_head_out_all_pos", pair_and_caches(), METRICS[metric])
+
+
+def test_a_metric_that_is_a_number():
+    setting = pair_and_caches()
+    expected = both("get_act_patch_mlp_out", setting)
+    for metric in (lambda logits: float(difference(logits)), lambda logits: difference(logits).reshape(1, 1)):
+        assert_close(ours.get_act_patch_mlp_out(setting[1], setting[2], setting[4], metric), expected, EXACT)
+    for module, model, cache in ((judges, setting[0], setting[3]), (ours, setting[1], setting[4])):
+        with pytest.raises(RuntimeError):
+            module.get_act_patch_mlp_out(model, setting[2], cache, lambda logits: logits[:, -1, 3])
+
+
+def test_a_metric_has_a_graph_only_where_hooks_stand():
+    """It is never missed in silence."""
+    judge, model, corrupted, judges_cache, cache = pair_and_caches()
+
+    def steepness(weight):
+        return lambda logits: torch.autograd.grad(difference(logits), weight)[0].norm()
+
+    expected = judges.get_act_patch_resid_pre(judge, corrupted, judges_cache, steepness(judge.blocks[1].mlp.W_in))
+    arguments = (model, corrupted, cache, steepness(model.blocks[1].mlp.W_in))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        ours.get_act_patch_resid_pre(*arguments)
+    model.add_hook("hook_embed", lambda value, hook: None)
+    assert_close(ours.get_act_patch_resid_pre(*arguments), expected, EXACT)
+
+
+def test_logits_know_of_changes_to_themselves():
+    def metric(logits):
+        assert not logits.requires_grad and logits.grad is None
+        logits.requires_grad_()
+        logits[:, -1, 3].sum().backward()
+        assert logits.requires_grad and logits.is_leaf
+        return logits.grad.sum()
+
+    _, model, corrupted, _, cache = pair_and_caches()
+    assert (ours.get_act_patch_resid_pre(model, corrupted, cache, metric) == 2).all()
 
 
 def test_logits_that_a_metric_keeps():
@@ -140,10 +184,84 @@ def test_setters_of_ones_own(setter, activation):
     both("generic_activation_patch", pair_and_caches(), **arguments)
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("graph", [False, True])
+def test_setters_that_return_nothing(hooked, graph):
+    """What they changed in place counts; with a graph the judge forgets it."""
+    setting = pair_and_caches()
+    for model in setting[:2] if hooked else ():
+        model.add_hook("blocks.0.hook_attn_out", lambda value, hook: value * 0.5)
+    arguments = {"activation_name": "resid_mid", "index_axis_names": ("layer", "pos")}
+    expected = both("generic_activation_patch", setting, patch_setter=adding, **arguments)
+
+    def setter(*given):
+        adding(*given)
+
+    with torch.set_grad_enabled(graph):
+        found = ours.generic_activation_patch(
+            setting[1], setting[2], setting[4], difference, patch_setter=setter, **arguments
+        )
+    assert_close(found, expected, EXACT)
+
+
 def test_indices_that_are_lists():
     table = pd.DataFrame({"layer": [1, 0], "pos": [[2, 4], [1, 3]], "head": [[0, 1], [2, 2]]})
     arguments = {"patch_setter": ours.layer_pos_head_vector_patch_setter, "activation_name": "q", "index_df": table}
     both("generic_activation_patch", pair_and_caches(), **arguments)
+
+
+def test_indices_that_count_from_the_end_and_none_at_all():
+    setting = pair_and_caches()
+    arguments = {"patch_setter": ours.layer_pos_head_vector_patch_setter, "activation_name": "z"}
+    table = pd.DataFrame({"layer": [0, 1, 1], "pos": [-1, -2, 1], "head": [-1, 0, -2]})
+    both("generic_activation_patch", setting, index_df=table, **arguments)
+    for module, model, cache in ((judges, setting[0], setting[3]), (ours, setting[1], setting[4])):
+        given = (model, setting[2], cache, difference)
+        assert module.generic_activation_patch(*given, index_df=table[:0], **arguments).shape == (0,)
+        for column, wrong in (("pos", 5), ("head", 3), ("pos", -6)):
+            with pytest.raises(IndexError):
+                module.generic_activation_patch(*given, index_df=table.assign(**{column: wrong}), **arguments)
+        with pytest.raises(KeyError):
+            module.generic_activation_patch(*given, index_df=table.assign(layer=-1), **arguments)
+        with pytest.raises(KeyError, match="heads"):
+            module.generic_activation_patch(*given, index_axis_names=("layer", "heads"), **arguments)
+
+
+def test_caches_without_a_batch_or_of_another_length():
+    """The judge's setters index what they get; so do ours, and both say no to the same."""
+    judge, model, corrupted, _, _ = pair_and_caches(batch=1)
+    longer = tokens_of(1, 7, seed=4)
+    caches = [one.run_with_cache(longer)[1] for one in (judge, model)]
+    both("get_act_patch_resid_pre", (judge, model, corrupted, *caches))
+    both("get_act_patch_attn_head_q_by_pos", (judge, model, corrupted, *caches))
+    flat = [one.run_with_cache(tokens_of(1, 5, seed=1), remove_batch_dim=True)[1] for one in (judge, model)]
+    for name, given in (
+        ("get_act_patch_attn_head_out_all_pos", caches),
+        ("get_act_patch_attn_head_pattern_by_pos", caches),
+        ("get_act_patch_resid_pre", flat),
+        ("get_act_patch_attn_head_out_by_pos", flat),
+    ):
+        for module, one, cache in zip((judges, ours), (judge, model), given, strict=True):
+            with pytest.raises((RuntimeError, ValueError, IndexError)):
+                getattr(module, name)(one, corrupted, cache, difference)
+
+
+def test_padding_on_the_left(tmp_path):
+    judge, model, _, _, _ = pair_and_caches()
+    for number, one in enumerate((judge, model)):
+        one.set_tokenizer(word_tokenizer(f"{tmp_path}/{number}"), default_padding_side="left")
+    texts = ["the cat sat on the mat", "a dog ran"]
+    tokens = model.to_tokens(texts)
+    assert (tokens[1] == model.tokenizer.pad_token_id).any()
+    clean = tokens.flip(0)
+    caches = [one.run_with_cache(clean)[1] for one in (judge, model)]
+    setting = (judge, model, tokens, *caches)
+    both("get_act_patch_resid_pre", setting)
+    both("get_act_patch_attn_head_v_all_pos", setting, lambda logits: model.loss_fn(logits[:1], tokens[:1]))
+    swept = ours.get_act_patch_mlp_out(model, tokens, caches[1], lambda logits: logits.square().sum())
+    model.add_hook("hook_embed", lambda value, hook: None)  # Now each run is a pass of its own.
+    each = ours.get_act_patch_mlp_out(model, tokens, caches[1], lambda logits: logits.square().sum())
+    assert_close(swept, each, EXACT)
 
 
 def test_metrics_of_the_model_itself():

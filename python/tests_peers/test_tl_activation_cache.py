@@ -186,8 +186,9 @@ class TestValues:
 
     def test_gradients(self, name):
         both = pair_of(name, graph=True)
-        attn_only, learned = both.model.cfg.attn_only, [*both.model.parameters()]
-        learned += [value for value in both.ours.values() if value.requires_grad]
+        attn_only = both.model.cfg.attn_only
+        values = [value for value in both.ours.values() if value.requires_grad]
+        learned = [[*model.parameters(), *values] for model in (both.own, both.model)]
         apply_ln = both.model.cfg.normalization_type is not None
         projection = torch.randn(D_MODEL, 2)
         made = {
@@ -208,8 +209,8 @@ class TestValues:
             results = [make(cache) for cache in (both.ours, both.judge)]
             compare(*results, what=what)
             found, expected = (
-                torch.autograd.grad(result.pow(3).sum(), learned, retain_graph=True, allow_unused=True)
-                for result in results
+                torch.autograd.grad(result.pow(3).sum(), by, retain_graph=True, allow_unused=True)
+                for result, by in zip(results, learned, strict=True)
             )
             for one, other in zip(found, expected, strict=True):
                 if other is not None and other.any():
@@ -227,10 +228,10 @@ class TestDictionary:
             assert key == other and value is expected
         assert all(one is other for one, other in zip(both.ours.values(), both.judge.values(), strict=True))
         assert both.ours.has_embed and both.ours.has_pos_embed and both.ours.has_batch_dim
-        assert both.ours.model is both.model
+        assert both.ours.model is both.own
         keys = ["hook_embed", "embed", "k1", "blocks.2.hook_resid_mid", "scale1ln2", "scale", "z2", "attn0"]
         keys += [("k", 1), ("k", -1), ("scale", -2, "ln1"), ("scale", None, None), ("post", 0, "mlp"), ("resid_pre", 0)]
-        keys += [("embed",), ("embed", None), ("pattern", -3, "a")]
+        keys += [("embed",), ("embed", None), ("pattern", -3, "a"), ("k", np.int64(-1)), ("z", torch.tensor(-2))]
         for key in keys:
             assert both.ours[key] is both.judge[key], key
 
@@ -239,6 +240,15 @@ class TestDictionary:
         choices = {"activation_name": ["z", "k", "resid_post", "pattern"], "layer": LAYERS, "sublayer_type": [None]}
         assert alike(both, "stack_activation", **choices)
         assert alike(both, "stack_activation", activation_name=["scale"], layer=LAYERS, sublayer_type=["ln1", "ln2"])
+
+    def test_results_of_some_layers(self):
+        """Of a run that kept no more than these."""
+        both = pair_of("alibi, results")
+        kept = ["blocks.0.attn.hook_result", "blocks.1.attn.hook_result"]
+        for cache in (both.ours, both.judge):
+            cache.cache_dict = {name: cache[name] for name in kept}
+        assert alike(both, "stack_head_results", layer=[1, 2, 3], apply_ln=[False], return_labels=[False, True]) == 4
+        assert list(both.ours) == kept
 
     @pytest.mark.parametrize("rows", [None, 1, -1, (0, 2), [2, 0], torch.tensor([1])], ids=str)
     @pytest.mark.parametrize("name", ["LN", "alibi, results", "split inputs"])
@@ -297,6 +307,22 @@ class TestDictionary:
         cache.toggle_autodiff()
         assert not torch.is_grad_enabled()
         torch.set_grad_enabled(True)
+
+
+@pytest.mark.parametrize("batch, batch_dim", [(2, True), (1, False)])
+def test_hooks_on_the_last_norm(batch, batch_dim):
+    """They see every stream as a call of the model shows it."""
+    both = pair_of("LN", batch=batch, batch_dim=batch_dim)
+    without = both.ours.accumulated_resid(apply_ln=True)
+
+    def last_position(value, hook):
+        assert value.ndim == 3
+        value[:, -1:] *= 2
+
+    for model in (both.own, both.model):
+        model.ln_final.hook_scale.add_hook(last_position)
+    assert alike(both, "accumulated_resid", apply_ln=[True], pos_slice=POSITIONS) == len(POSITIONS)
+    assert not torch.allclose(both.ours.accumulated_resid(apply_ln=True), without)
 
 
 def test_warnings(monkeypatch):

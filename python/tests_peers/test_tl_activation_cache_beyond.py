@@ -130,9 +130,11 @@ def test_tokens_of_rows():
     compare(both.ours.logit_attrs(stack, tokens, others), expected - torch.stack(wrong, dim=1))
     assert (both.judge.logit_attrs(stack, tokens) - expected).abs().max() > 0.1
     short = pair_of("LNPre", batch=2, pos=5)
-    assert short.ours.logit_attrs(short.ours.decompose_resid(), torch.tensor([3, 4])).shape == (8, 2, 5)
+    stack = short.judge.decompose_resid()
+    expected = [short.judge.logit_attrs(stack, token, batch_slice=row) for row, token in enumerate([3, 4])]
+    compare(short.ours.logit_attrs(stack, torch.tensor([3, 4])), torch.stack(expected, dim=1))
     with pytest.raises(REFUSED):
-        short.judge.logit_attrs(short.judge.decompose_resid(), torch.tensor([3, 4]))
+        short.judge.logit_attrs(stack, torch.tensor([3, 4]))
 
 
 def test_stacks_that_do_not_fit():
@@ -212,6 +214,8 @@ def test_what_is_refused():
         both.ours.decompose_resid(mode="heads")
     with pytest.raises(glassformer.NameError, match=r"'blocks.1.attn.hook_zz' .*nearest: blocks.1.attn.hook_z"):
         both.ours["blocks.1.attn.hook_zz"]
+    with pytest.raises(glassformer.InputError, match=r"a token or more; found a tensor of shape \[0\]"):
+        both.ours.logit_attrs(both.ours.decompose_resid(), torch.zeros(0, dtype=torch.int64))
     del both.ours.cache_dict["ln_final.hook_scale"]
     with pytest.raises(KeyError, match=r"ln_final\.hook_scale"):
         both.ours.decompose_resid(apply_ln=True)

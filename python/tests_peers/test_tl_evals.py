@@ -1,4 +1,4 @@
-"""Rough measures of models: TransformerLens' numbers and ours, of its own model."""
+"""Rough measures of models: TransformerLens' numbers and ours, each of its own model on the same weights."""
 
 import random
 import sys
@@ -9,6 +9,7 @@ import transformer_lens.evals as judge
 from datasets import Dataset
 from tl_words import WORDS, word_model, word_tokenizer
 
+import glassformer.transformer_lens
 import glassformer.transformer_lens.evals as ours
 
 SIDES = (ours, judge)
@@ -16,9 +17,13 @@ SENTENCES = "Then , . [ ] went to the store market and buy milk eggs bread gave 
 SENTENCES = list(dict.fromkeys(SENTENCES.split()))
 
 
+def models_of(**options):
+    return {ours: word_model(package=glassformer.transformer_lens, **options), judge: word_model(**options)}
+
+
 @pytest.fixture(scope="module")
-def model():
-    return word_model(words=SENTENCES)
+def models():
+    return models_of(words=SENTENCES)
 
 
 def same(call, exact=False):
@@ -54,22 +59,28 @@ def test_sentences():
         assert getattr(ours.IOIDataset, f"get_default_{name}")() == getattr(judge.IOIDataset, f"get_default_{name}")()
 
 
-def test_indirect_objects(model):
-    found = same(lambda side: side.ioi_eval(model, num_samples=21, batch_size=4))
+def test_indirect_objects(models):
+    found = same(lambda side: side.ioi_eval(models[side], num_samples=21, batch_size=4))
     assert set(found) == {"Logit Difference", "Accuracy"} and found["Logit Difference"] != 0
-    same(lambda side: side.ioi_eval(model, num_samples=10, symmetric=True, tokenizer=word_tokenizer(words=SENTENCES)))
+    same(
+        lambda side: side.ioi_eval(
+            models[side], num_samples=10, symmetric=True, tokenizer=word_tokenizer(words=SENTENCES)
+        )
+    )
     names = ["Ann", "John Mary", "John Ann", "Mary"]  # Some differ in their second token only.
 
     def of_own_names(side):
-        return side.ioi_eval(model, side.IOIDataset(model.tokenizer, names=names, num_samples=30, seed=2), batch_size=7)
+        dataset = side.IOIDataset(models[side].tokenizer, names=names, num_samples=30, seed=2)
+        return side.ioi_eval(models[side], dataset, batch_size=7)
 
     assert 0 < same(of_own_names)["Accuracy"] < 1
+    model = models[ours]
     with pytest.raises(ValueError, match="don't differ; expected two names that do"):
         ours.ioi_eval(model, ours.IOIDataset(model.tokenizer, names=["Ann", "Ann"], num_samples=1))
 
 
 def test_induction():
-    model = word_model(d_vocab=20_000, d_model=6, d_head=2, d_mlp=4)
+    models = models_of(d_vocab=20_000, d_model=6, d_head=2, d_mlp=4)
     for options in (
         {},
         {"prepend_bos": False},
@@ -77,17 +88,18 @@ def test_induction():
         {"batch_size": 2, "subseq_len": 11},
     ):
         given = {"batch_size": 3, "subseq_len": 19, "device": "cpu"} | options
-        loss = same(lambda side, given=given: side.induction_loss(model, **given).item())
+        loss = same(lambda side, given=given: side.induction_loss(models[side], **given).item())
         assert loss > 5
     torch.manual_seed(0)
-    loss = ours.induction_loss(model, subseq_len=5)
-    assert loss.device == model.embed.W_E.device and not loss.requires_grad
+    loss = ours.induction_loss(models[ours], subseq_len=5)
+    assert loss.device == models[ours].embed.W_E.device and not loss.requires_grad
 
 
-def test_losses_on_batches(model, monkeypatch):
+def test_losses_on_batches(models, monkeypatch):
     batches = [{"tokens": torch.randint(0, 20, (2, 9))} for _ in range(6)]
     for truncate in (100, 0, 3, 5):
-        same(lambda side, cut=truncate: side.evaluate_on_dataset(model, batches, truncate=cut, device="cpu"))
+        same(lambda side, cut=truncate: side.evaluate_on_dataset(models[side], batches, truncate=cut, device="cpu"))
+    model = models[ours]
     assert ours.evaluate_on_dataset(model, batches) == judge.evaluate_on_dataset(model, batches, device="cpu")
     with pytest.raises(ValueError, match="makes no batch"):
         ours.evaluate_on_dataset(model, [])
@@ -145,12 +157,14 @@ def test_all_losses(on_the_hub, monkeypatch, capsys):
     assert (
         [each.__name__ for each in ours.DATASET_LOADERS] == [each.__name__ for each in judge.DATASET_LOADERS] == LOADERS
     )
-    model = word_model(n_ctx=1024)
+    models = models_of(n_ctx=1024)
     own = judge.evaluate_on_dataset
     monkeypatch.setattr(judge, "evaluate_on_dataset", lambda *args, **options: own(*args, **options, device="cpu"))
-    found = same(lambda side: side.evaluate(model, truncate=1, batch_size=2))
+    found = same(lambda side: side.evaluate(models[side], truncate=1, batch_size=2))
     assert list(found) == ["wiki_loss", "owt_loss", "pile_loss", "code_loss"]
-    same(lambda side: [side.evaluate(model, 0, 2, word_tokenizer())["code_loss"], len(capsys.readouterr().out)][0])
+    same(
+        lambda side: [side.evaluate(models[side], 0, 2, word_tokenizer())["code_loss"], len(capsys.readouterr().out)][0]
+    )
 
 
 def test_data_sets_that_cannot_be_had(monkeypatch):
@@ -203,16 +217,20 @@ def test_questions_with_choices(monkeypatch, capsys):
             exact=True,
         )
         assert "MMLU examples" in made[1]
-    model = word_model(words=[*WORDS, "Question", "Choices", "Answer", ":", ".", *"ABCD"], n_ctx=80)
-    found = same(lambda side: list(side.mmlu_eval(model, None, ["anatomy", "management"], "dev").values()), exact=True)
+    models = models_of(words=[*WORDS, "Question", "Choices", "Answer", ":", ".", *"ABCD"], n_ctx=80)
+    subjects = ["anatomy", "management"]
+    found = same(lambda side: list(side.mmlu_eval(models[side], None, subjects, "dev").values()), exact=True)
     assert 0 < found[0] < 1 and found[2] == 8
     handed = [question | {"subject": "own"} for question in questions("own", 30)]
     monkeypatch.setattr(judge, "make_mmlu_data_loader", lambda **options: handed)
-    expected = judge.mmlu_eval(model)
+    expected = judge.mmlu_eval(models[judge])
     monkeypatch.undo()
-    assert ours.mmlu_eval(model, dataset=handed) == expected and 0 < expected["accuracy"] < 1
+    assert ours.mmlu_eval(models[ours], dataset=handed) == expected and 0 < expected["accuracy"] < 1
     for side in SIDES:
         with pytest.raises(ValueError):
             side.make_mmlu_data_loader(["anatomy", "alchemy"])
+    many = {"question": "the cat", "choices": WORDS[:5], "answer": 4, "subject": "own"}
+    with pytest.raises(ValueError, match="a question has 5 choices; expected at most 4"):
+        ours.mmlu_eval(models[ours], dataset=[many])
     with pytest.raises(ValueError, match="there are no questions"):
-        ours.mmlu_eval(model, dataset=[])
+        ours.mmlu_eval(models[ours], dataset=[])

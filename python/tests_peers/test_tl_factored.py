@@ -265,6 +265,9 @@ def test_products_with_what_is_no_matrix(other):
         matrix @ other
     with pytest.raises(TypeError):
         other @ matrix
+    if other != 3:
+        with pytest.raises(TypeError, match=r"unsupported operand|can't multiply"):
+            matrix * other
 
 
 def test_sixteen_bits():
@@ -342,26 +345,20 @@ def test_composition_scores_one_by_one():
         utilities.composition_scores(right.ours, left.ours)
 
 
-@pytest.fixture(scope="module", params=["LN", "LNPre"])
-def judge(request):
-    config = transformer_lens.HookedTransformerConfig(
-        n_layers=2,
-        d_model=12,
-        n_ctx=16,
-        d_head=4,
-        n_heads=3,
-        d_vocab=23,
-        act_fn="gelu",
-        normalization_type=request.param,
-        seed=0,
-        device="cpu",
-    )
+def judge_of(**options):
+    sizes = {"n_layers": 2, "d_model": 12, "n_ctx": 16, "d_head": 4, "n_heads": 3, "d_vocab": 23, "act_fn": "gelu"}
+    config = transformer_lens.HookedTransformerConfig(**sizes, seed=0, device="cpu", **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = transformer_lens.HookedTransformer(config)
     for parameter in model.parameters():  # No norm's weight stays at 1.
         torch.nn.init.normal_(parameter)
     return model
+
+
+@pytest.fixture(scope="module", params=["LN", "LNPre"])
+def judge(request):
+    return judge_of(normalization_type=request.param)
 
 
 @pytest.mark.parametrize("vector_type", ["OV", "w_in", "w_out"])
@@ -375,6 +372,18 @@ def test_singular_vectors(judge, vector_type):
         compare(found * (found * expected).sum(0).sign(), expected, 1e-4)
     if vector_type != "OV":
         assert ours.get_singular_vectors(vector_type, 0).shape == (23, 1, 10)
+
+
+def test_singular_vectors_of_neurons_that_read_no_norm():
+    """The judge scales what they read by the weight of the norm behind them."""
+    judge = judge_of(normalization_type="RMS", original_architecture="Olmo2ForCausalLM")
+    found = SVDInterpreter(judge).get_singular_vectors("w_in", 0)
+    wrong = transformer_lens.SVDInterpreter(judge).get_singular_vectors("w_in", 0)
+    with torch.no_grad():
+        judge.blocks[0].ln2.w.fill_(1)
+    expected = transformer_lens.SVDInterpreter(judge).get_singular_vectors("w_in", 0)
+    compare(found * (found * expected).sum(0).sign(), expected, 1e-4)
+    assert (wrong.abs() - expected.abs()).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -402,7 +411,8 @@ def test_singular_vectors_of_a_model_without_mlps(judge):
     bare = types.SimpleNamespace(
         cfg=judge.cfg, W_U=judge.W_U, blocks=[types.SimpleNamespace(attn=block.attn) for block in judge.blocks]
     )
-    assert SVDInterpreter(bare).get_singular_vectors("OV", 0, 2, 0).shape == (23, 1, 2)
+    found, expected = (SVDInterpreter(model).get_singular_vectors("OV", 0, 2, 0) for model in (bare, judge))
+    assert found.shape == (23, 1, 2) and torch.equal(found, expected)
     with pytest.raises(glassformer.InputError, match="no MLPs"):
         SVDInterpreter(bare).get_singular_vectors("w_out", 0)
 

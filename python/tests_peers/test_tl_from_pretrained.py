@@ -220,6 +220,18 @@ def test_another_tokenizer(place, tmp_path):
     assert ours.to_str_tokens("the on") == ["<b>", "the", " ", "on"]
 
 
+def test_a_tokenizer_of_a_kind_that_the_core_has_not(place):
+    reference = make_model("gpt2", torch.float64)
+    save(reference, place)
+    words = Tokenizer(models.WordLevel({"the": 0, "cat": 1, "<s>": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", pad_token="[UNK]").save_pretrained(place)
+    judge, ours = both(place, reference)
+    assert ours.to_tokens("the cat sat").tolist() == judge.to_tokens("the cat sat").tolist() == [[2, 0, 1, 3]]
+    with torch.no_grad():
+        assert_close(ours("the cat sat"), judge("the cat sat"), EXACT)
+
+
 def test_bfloat16(place):
     reference = make_model("llama_grouped")
     save(reference, place)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from helpers import assert_close
 from test_tl_hooked_transformer import EXACT, KINDS, pair_of, tokens_of
-from test_tl_native import SMALL, SWITCHES
+from test_tl_native import ROTARY, SMALL, SWITCHES
 from tl_words import WORDS, word_tokenizer
+from transformer_lens import TransformerLensKeyValueCache
 
+import glassformer.transformer_lens as tl
 from glassformer import _core
 
 ALL_WORDS = [*WORDS, "in", "of", "sun", "sky", "was"]  # As many as the models have tokens, with the special ones.
@@ -20,6 +22,9 @@ CHOSEN = {
     "experts": SWITCHES["experts"],
 }
 CACHED = [True, False]
+OLMO_2 = {"original_architecture": "Olmo2ForCausalLM", "normalization_type": "RMS", "act_fn": "silu", "gated_mlp": True}
+CACHES = {**SWITCHES, "olmo_2": OLMO_2 | ROTARY}
+CACHE_CLASSES = (TransformerLensKeyValueCache, tl.HookedTransformerKeyValueCache)  # The judge's and ours.
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +122,25 @@ def test_with_the_cache_is_as_without(bare, cached):
         assert found.sequences.tolist() == expected.sequences.tolist()
         for ours_step, step in zip(found.logits, expected.logits, strict=True):
             assert_close(ours_step, step, EXACT)
+
+
+@pytest.mark.parametrize("gradients", [(False, False, False), (True, True, True), (False, True, False)])
+@pytest.mark.parametrize("kind", ["query_key_norms", "query_key_norms_grouped", "clip", "olmo_2", "olmoe", "gpt_oss"])
+def test_the_cache_holds_what_attention_takes(kind, gradients):
+    """Keys out of their norm and within their bounds, whether the engine runs or, for gradients, the modules."""
+    models, tokens = pair_of(CACHES[kind]), tokens_of(length=9)
+    caches = [cls.init_cache(model.cfg, "cpu", 2) for cls, model in zip(CACHE_CLASSES, models, strict=True)]
+    for (begin, end), gradient in zip(((0, 4), (4, 5), (5, 9)), gradients, strict=True):
+        mask = torch.ones(2, end - begin, dtype=torch.int64)
+        with torch.set_grad_enabled(gradient):
+            expected, found = (
+                model(tokens[:, begin:end], past_kv_cache=cache, attention_mask=mask)
+                for model, cache in zip(models, caches, strict=True)
+            )
+        assert_close(found, expected, EXACT)
+    for ours, theirs in zip(caches[1], caches[0].entries, strict=True):
+        assert_close(ours.past_keys, theirs.past_keys, EXACT)
+        assert_close(ours.past_values, theirs.past_values, EXACT)
 
 
 @pytest.mark.parametrize("return_type", ["input", "tokens", "str", "embeds"])

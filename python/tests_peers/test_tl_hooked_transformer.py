@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from helpers import assert_close
-from test_tl_native import SMALL, TOYS, judge_of, random_config
+from test_tl_native import N_RANDOM, SMALL, SWITCHES, TOYS, changed, judge_of, random_config, tolerance_of
 
 import glassformer.transformer_lens as tl
 from glassformer.transformer_lens import HookedTransformer
@@ -27,13 +27,25 @@ KINDS = {
     },
     "neox_like": {"act_fn": "gelu", "parallel_attn_mlp": True, "positional_embedding_type": "rotary", "rotary_dim": 4},
     "alibi": {"act_fn": "relu", "positional_embedding_type": "alibi"},
+    "olmoe_like": {**SWITCHES["olmoe"], "gated_mlp": True},
+}
+KINDS["mixtral_like"] = {**KINDS["llama_like"], "num_experts": 4, "experts_per_token": 2, "norm_topk_prob": True}
+KINDS["gpt_oss_like"] = {
+    **SWITCHES["gpt_oss"],
+    **{name: KINDS["llama_like"][name] for name in ("n_heads", "n_key_value_heads", "gated_mlp")},
+    "final_rms": True,
+    "use_yarn_rope": True,
+    "yarn_factor": 4.0,
+    "yarn_attention_factor": 1.14,
+    "yarn_original_max_position_embeddings": 8,
+    "yarn_truncate": False,
 }
 
 
 def pair_of(options, seed=0):
     """The judge's model and ours, with the same weights."""
     judge = judge_of(options, seed)
-    ours = HookedTransformer({**SMALL, **options, "device": "cpu", "init_weights": False})
+    ours = HookedTransformer({**SMALL, **options, "device": "cpu", "init_weights": False}).eval()
     assert not any(ours.load_state_dict(judge.state_dict()))
     return judge, ours
 
@@ -130,12 +142,21 @@ def test_weights_may_be_changed_replaced_and_copied(both):
     assert_close(ours(tokens), judge(tokens), EXACT, "the original")
 
 
+def slope(value):
+    """Another number for each entry of the last axis, so that no norm hides it."""
+    return torch.linspace(0.4, 1.4, value.shape[-1], dtype=value.dtype)
+
+
 def shifting(value, hook):
-    return value + 0.25
+    return value + 0.3 * slope(value)
 
 
 def shifting_in_place(value, hook):
-    value[:, -1:] *= 0.5
+    value[:, -1:] *= slope(value[:, -1:])
+
+
+def other_experts(value, hook):
+    return changed(value)
 
 
 def test_every_hook_counts(both):
@@ -145,9 +166,7 @@ def test_every_hook_counts(both):
     with torch.no_grad():
         names = judge.run_with_cache(tokens)[1].keys()
         for name in names:
-            if name.endswith(("hook_scale", "hook_attn_scores")) or "expert_indices" in name:
-                continue
-            for hook in (shifting, shifting_in_place):
+            for hook in (other_experts,) if "expert_indices" in name else (shifting, shifting_in_place):
                 expected = judge.run_with_hooks(tokens, fwd_hooks=[(name, hook)])
                 found = ours.run_with_hooks(tokens, fwd_hooks=[(name, hook)])
                 if ".ln1." in name and hook is shifting_in_place:
@@ -169,7 +188,11 @@ def test_hooks_are_called_once_in_order_also_without_output(both):
             with model.hooks([(lambda name: True, note)]):
                 model(tokens, return_type=return_type)
         once = list(dict.fromkeys(calls[judge]))
-        assert calls[ours] == once
+        assert sorted(calls[ours]) == sorted(once)
+        # Experts' come by kind.
+        assert [call for call in calls[ours] if ".experts." not in call[0]] == [
+            call for call in once if ".experts." not in call[0]
+        ]
 
 
 def test_gradients_at_hook_points(both):
@@ -239,19 +262,71 @@ def test_flags(both, flags):
     assert_same_cache(found, expected)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(N_RANDOM))
 def test_random_configs_with_hooks(seed):
-    judge, ours = pair_of(random_config(seed), seed)
-    pick, tokens = random.Random(seed), tokens_of(seed=seed)
+    """By the core, and by the modules themselves."""
+    pick, options = random.Random(seed), random_config(seed)
+    options |= {flag: pick.random() < 0.2 for flag in FLAGS}
+    options["use_hook_mlp_in"] &= not options["attn_only"]
+    options["use_attn_in"] &= "n_key_value_heads" not in options
+    judge, ours = pair_of(options, seed)
+    for model in (judge, ours):
+        model.train(seed % 4 == 0)  # Where some scalings for long contexts are left out.
+    tokens, return_type = tokens_of(seed=seed), "both" if judge.cfg.d_vocab_out == judge.cfg.d_vocab else "logits"
+    arguments = {"return_type": return_type, "return_cache_object": False}
+    tolerance = tolerance_of(options)
     with torch.no_grad():
-        _, cache = judge.run_with_cache(tokens, return_cache_object=False)
-        _, found = ours.run_with_cache(tokens, return_cache_object=False)
-        assert_same_cache(found, cache)
-        for _ in range(4):
-            names = [name for name in cache if not name.endswith("hook_scale") and ".ln1." not in name]
-            hooks = [(name, pick.choice([shifting, shifting_in_place])) for name in pick.sample(names, 3)]
-            expected = judge.run_with_hooks(tokens, fwd_hooks=hooks)
-            assert_close(ours.run_with_hooks(tokens, fwd_hooks=hooks), expected, EXACT, str(hooks))
+        expected = judge.run_with_cache(tokens, **arguments)
+        cache = expected[1]
+        left_out = set() if options.get("original_architecture") == "Olmo2ForCausalLM" else {"ln1"}  # Three times.
+        left_out |= {"hook_attn_in"} if options["use_attn_in"] and options["use_split_qkv_input"] else set()
+        names = [name for name in cache if not left_out & set(name.split("."))]
+        hooks = [[(name, hook_for(name, pick)) for name in pick.sample(names, 3)] for _ in range(4)]
+        hooked = [judge.run_with_hooks(tokens, fwd_hooks=each) for each in hooks]
+        for way in ("the core", "the modules"):
+            found = ours.run_with_cache(tokens, **arguments)
+            assert_same_cache(found[1], cache, tolerance)
+            if return_type == "both":
+                assert_close(found[0].loss, expected[0].loss, tolerance, way)
+                assert_close(found[0].logits, expected[0].logits, tolerance, way)
+            else:
+                assert_close(found[0], expected[0], tolerance, way)
+            for each, logits in zip(hooks, hooked, strict=True):
+                assert_close(ours.run_with_hooks(tokens, fwd_hooks=each), logits, tolerance, f"{way}, {each}")
+            ours.embed.register_forward_hook(lambda *_: None)
+
+
+def test_both_flags_of_inputs():
+    """`hook_attn_in` is what the three others are made of; in the judge its hooks change nothing then."""
+    _, ours = pair_of({**KINDS["gpt2_like"], "use_attn_in": True, "use_split_qkv_input": True})
+    tokens, inputs = tokens_of(), [f"blocks.0.hook_{part}_input" for part in "qkv"]
+    for way in ("the core", "the modules"):
+        with torch.no_grad():
+            found = ours.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_attn_in", shifting_in_place)])
+            expected = ours.run_with_hooks(tokens, fwd_hooks=[(name, shifting_in_place) for name in inputs])
+            assert (found - ours(tokens)).abs().max() > 0.01
+        assert_close(found, expected, EXACT, way)
+        ours.embed.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("kind", ["olmoe_like", "gpt2_like"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_cache_has_what_attention_takes(kind, graph):
+    """Keys through their norm, within bounds; with a graph the core and the modules take turns."""
+    judge, ours = pair_of({**KINDS[kind], "clip_qkv": 0.5})
+    caches = {judge: type_of_cache(judge), ours: tl.HookedTransformerKeyValueCache}
+    with torch.set_grad_enabled(graph):
+        for model in (judge, ours):
+            cache = caches[model] = caches[model].init_cache(model.cfg, "cpu", 2)
+            parts = [tokens_of(length=length, seed=length) for length in (5, 3, 1)]
+            last = [model(part, attention_mask=torch.ones_like(part), past_kv_cache=cache) for part in parts]
+            caches[model] = [*last, *(each for entry in cache for each in (entry.past_keys, entry.past_values))]
+    for found, expected in zip(caches[ours], caches[judge], strict=True):
+        assert_close(found, expected, EXACT)
+
+
+def hook_for(name, pick):
+    return other_experts if "expert_indices" in name else pick.choice([shifting, shifting_in_place])
 
 
 def test_left_padding_and_masks(both):
@@ -264,9 +339,13 @@ def test_left_padding_and_masks(both):
         found = ours.run_with_cache(tokens, attention_mask=mask, return_cache_object=False)
     assert_close(found[0][mask.bool()], expected[0][mask.bool()], EXACT)
     for name, value in expected[1].items():
+        if ".experts." in name:
+            continue  # They have rows of the padding too.
         real = mask.bool()
         ours_value = found[1][name]
         assert ours_value.shape == value.shape
+        if "hook_expert" in name:
+            value, ours_value = value.unflatten(0, mask.shape), ours_value.unflatten(0, mask.shape)
         if name.endswith(("hook_attn_scores", "hook_pattern")):
             assert_close(ours_value.transpose(1, 2)[real], value.transpose(1, 2)[real], EXACT, name)
         else:
@@ -274,14 +353,15 @@ def test_left_padding_and_masks(both):
             assert ours_value.isfinite().all()
 
 
-def test_kv_cache(both):
+@pytest.mark.parametrize("gradients", [False, True])
+def test_kv_cache(both, gradients):
     judge, ours = both
     tokens, more = tokens_of(length=5), tokens_of(length=3, seed=1)
     mask = torch.ones(2, 5, dtype=torch.int64)
     mask[0, :2] = 0
     cls = {judge: type_of_cache(judge), ours: tl.HookedTransformerKeyValueCache}
     caches = {}
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         for model in (judge, ours):
             caches[model] = cls[model].init_cache(model.cfg, "cpu", 2)
             model(tokens, attention_mask=mask, past_kv_cache=caches[model])
@@ -307,6 +387,28 @@ def test_kv_cache(both):
             assert_close(ours_entry.past_keys[:, 2:], entry.past_keys[:, 2:], EXACT)
             assert_close(ours_entry.past_values[:, 2:], entry.past_values[:, 2:], EXACT)
         assert torch.equal(caches[ours].previous_attention_mask, caches[judge].previous_attention_mask)
+
+
+@pytest.mark.parametrize("kind", ["mixtral_like", "gpt_oss_like"])
+def test_values_of_experts_are_kept_whole(kind):
+    """They have no axes of batch and positions to drop or to slice; the judge drops rows."""
+    _, ours = pair_of(KINDS[kind])
+    _, whole = ours.run_with_cache(tokens_of(1))
+    _, cut = ours.run_with_cache(tokens_of(1), remove_batch_dim=True, pos_slice=-1)
+    assert list(cut) == list(whole)
+    for name, value in whole.items():
+        if ".experts." in name or "hook_expert_" in name:
+            assert torch.equal(cut[name], value)
+    assert torch.equal(cut["blocks.1.attn.hook_z"], whole["blocks.1.attn.hook_z"][0, -1:])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 2), (3,)])
+def test_hooks_of_experts_keep_the_shape(shape):
+    _, ours = pair_of(KINDS["mixtral_like"])
+    for name in ("blocks.0.mlp.hook_expert_weights", "blocks.0.mlp.experts.1.hook_post"):
+        hooks = [(name, lambda value, hook: value.new_ones(shape))]
+        with pytest.raises(ValueError, match=rf"{name} made .* of .*; a value keeps its shape"):
+            ours.run_with_hooks(tokens_of(), fwd_hooks=hooks)
 
 
 def type_of_cache(judge):
@@ -336,7 +438,8 @@ def test_modules_can_be_called(both):
 def test_weights_and_what_is_made_of_them(both):
     judge, ours = both
     names = ["W_E", "W_U", "b_U", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"]
-    names += [] if judge.cfg.attn_only else ["W_in", "W_out", "b_in", "b_out", "W_gate"]
+    plain_mlp = not (judge.cfg.attn_only or judge.cfg.num_experts)
+    names += ["W_in", "W_out", "b_in", "b_out", "W_gate"] if plain_mlp else []
     names += ["W_pos", "W_E_pos"] if judge.cfg.positional_embedding_type != "rotary" else []
     for name in names:
         expected, found = getattr(judge, name), getattr(ours, name)
@@ -349,7 +452,7 @@ def test_weights_and_what_is_made_of_them(both):
     for mode in "QKV":
         assert_close(ours.all_composition_scores(mode), judge.all_composition_scores(mode), 1e-6)
     if not judge.cfg.attn_only:
-        for layer, mlp_input, mlps in [(0, False, True), (1, True, True), (2, False, False)]:
+        for layer, mlp_input, mlps in [(0, False, True), (1, True, plain_mlp), (2, False, False)]:
             arguments = (layer, mlp_input, mlps)
             assert_close(ours.accumulated_bias(*arguments), judge.accumulated_bias(*arguments), 1e-6)
 
@@ -369,6 +472,9 @@ def test_processing(both, only):
         warnings.simplefilter("ignore")
         ours.load_and_process_state_dict(state, **steps)
         assert all(torch.equal(state[name].nan_to_num(), left[name].nan_to_num()) for name in left)
+        if judge.cfg.num_experts and only != "fold_ln":  # The judge's rewriting of experts changes predictions.
+            assert_close(ours(tokens).log_softmax(-1), before, 1e-5)
+            return
         try:
             judge.load_and_process_state_dict({name: value.clone() for name, value in left.items()}, **steps)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -414,7 +520,7 @@ def test_modules_of_ones_own_and_torchs_hooks(both):
         some(model(tokens)).backward()
     for (name, weight), twin in zip(judge.named_parameters(), ours.parameters(), strict=True):
         if weight.grad is not None:
-            torch.testing.assert_close(twin.grad, weight.grad, rtol=EXACT, atol=1e-5, msg=name)
+            torch.testing.assert_close(twin.grad, weight.grad, rtol=EXACT, atol=5e-5, msg=name)
 
 
 def test_ungrouped_heads():

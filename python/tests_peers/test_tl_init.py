@@ -23,6 +23,12 @@ SHAPES = {
     "attention_only": {"attn_only": True, "positional_embedding_type": "shortformer", "normalization_type": "LNPre"},
     "gated": {"act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS"},
     "experts": {"act_fn": "silu", "gated_mlp": True, "num_experts": 3, "experts_per_token": 2},
+    "gpt_oss": {
+        "act_fn": "silu",
+        "num_experts": 3,
+        "experts_per_token": 2,
+        "original_architecture": "GptOssForCausalLM",
+    },
     "sinks": {"act_fn": "silu", "gated_mlp": True, "use_attention_sinks": True, "normalization_type": None},
     "query_key_norm": {"act_fn": "gelu", "use_qk_norm": True, "normalization_type": "RMS", "d_vocab_out": 5},
     "solu": {"act_fn": "solu_ln", "parallel_attn_mlp": True},

@@ -58,7 +58,8 @@ def test_calls_of_a_model(kind, none_in_python):
     if model.cfg.d_vocab_out == model.cfg.d_vocab:
         cache.logit_attrs(cache.decompose_resid(), tokens=3)
     model.all_composition_scores("K")
-    model.accumulated_bias(1, mlp_input=not model.cfg.attn_only, include_mlp_biases=not model.cfg.attn_only)
+    plain_mlp = not (model.cfg.attn_only or model.cfg.num_experts)
+    model.accumulated_bias(1, mlp_input=not model.cfg.attn_only, include_mlp_biases=plain_mlp)
     for init_mode in ("xavier_normal", "kaiming_uniform", "muP"):
         small({**KINDS[kind], "init_mode": init_mode})
 

@@ -41,7 +41,7 @@ def test_state_dicts_in_files_both_ways(both):
     other = others(ours)
     assert not any(other.load_state_dict(through_a_file(judge.state_dict())))
     assert_close(other(tokens), judge(tokens), EXACT)
-    theirs = Judge(judge.cfg)
+    theirs = Judge(judge.cfg).double()  # Its experts come in float32.
     assert not any(theirs.load_state_dict(through_a_file(ours.state_dict())))
     assert_close(ours(tokens), theirs(tokens), EXACT)
 
@@ -203,7 +203,7 @@ def with_a_head(base):
 
 def test_classes_of_it_with_a_forward_of_their_own(both):
     first = both[0]
-    models = [with_a_head(Judge)(first.cfg), with_a_head(HookedTransformer)(both[1].cfg)]
+    models = [with_a_head(Judge)(first.cfg).double(), with_a_head(HookedTransformer)(both[1].cfg)]
     state = {name: tensor.clone() for name, tensor in models[0].state_dict().items()}
     state |= first.state_dict()
     for model in models:

@@ -10,6 +10,7 @@ import torch
 import transformer_lens.train as judge
 from tl_words import WORDS, word_model
 
+import glassformer.transformer_lens
 import glassformer.transformer_lens.train as ours
 
 SIDES = (ours, judge)
@@ -69,6 +70,19 @@ def test_training(options, tmp_path, capsys):
     )
     for step, state in judge_states.items():
         assert all(torch.equal(states[step][name], value) for name, value in state.items())
+
+
+def test_training_of_our_own_model():
+    """By steps that don't blow rounding up, as Adam's do where a gradient is 0."""
+    options = {"optimizer_name": "SGD", "lr": 0.5, "momentum": 0.9, "max_grad_norm": 0.5, "print_every": None}
+    models = [word_model(package=glassformer.transformer_lens), word_model()]
+    before = {name: value.clone() for name, value in models[1].state_dict().items()}
+    for side, model in zip(SIDES, models, strict=True):
+        side.train(model, side.HookedTransformerTrainConfig(2, 4, device="cpu", **options), Rows())
+    found, expected = (model.state_dict() for model in models)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+    assert (expected["embed.W_E"] - before["embed.W_E"]).abs().max() > 0.1
 
 
 def test_configs():

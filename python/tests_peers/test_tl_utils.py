@@ -3,6 +3,7 @@
 import itertools
 import random
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def same(name, *args, **options):
 
 
 def test_the_names_are_the_judges():
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # It warns of itself when it is first imported.
         from transformer_lens import utils as judge_utils
     assert set(judge_utils.__all__) <= set(utils.__all__)
     assert set(ours.__all__) <= set(vars(judge))

@@ -8,7 +8,7 @@ import torch
 import transformer_lens
 from helpers import assert_close
 
-from glassformer.transformer_lens import ActivationCache
+from glassformer.transformer_lens import ActivationCache, HookedTransformer
 
 REFUSED = (AssertionError, KeyError, ValueError, RuntimeError)
 N_LAYERS, D_MODEL, N_HEADS, D_MLP, D_VOCAB = 3, 12, 3, 10, 17
@@ -74,18 +74,27 @@ def judge_of(name, dtype=torch.float64, **changed):
     return model
 
 
+def own_of(judge):
+    """Our model with the judge's weights."""
+    own = HookedTransformer({**judge.cfg.to_dict(), "init_weights": False}).to(judge.cfg.dtype, print_details=False)
+    assert not any(own.load_state_dict(judge.state_dict()))
+    own.to_single_token = judge.to_single_token
+    return own
+
+
 def pair_of(name, batch=2, pos=5, batch_dim=True, graph=False, dtype=torch.float64, **changed):
-    """The same run of the judge's model in both caches."""
+    """The activations of one run of the judge's model in its cache and in ours, each with its own model."""
     model = judge_of(name, dtype, **changed)
+    own = own_of(model)
     tokens = torch.randint(D_VOCAB, (batch, pos), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, return_cache_object=False)
     if graph:
         cache = {key: value.requires_grad_(value.is_floating_point()) for key, value in cache.items()}
-    ours, theirs = ActivationCache(dict(cache), model), transformer_lens.ActivationCache(dict(cache), model)
+    ours, theirs = ActivationCache(dict(cache), own), transformer_lens.ActivationCache(dict(cache), model)
     if not batch_dim:
         ours.remove_batch_dim(), theirs.remove_batch_dim()
-    return types.SimpleNamespace(ours=ours, judge=theirs, model=model, tokens=tokens)
+    return types.SimpleNamespace(ours=ours, judge=theirs, model=model, own=own, tokens=tokens)
 
 
 def compare(found, expected, tolerance=1e-10, what=""):

@@ -5,7 +5,7 @@ import warnings
 
 import tokenizers
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+import transformer_lens
 from transformers import PreTrainedTokenizerFast
 
 WORDS = ["the", "cat", "sat", "on", "mat", "a", "dog", "ran", "road", "Why"]
@@ -26,12 +26,13 @@ def word_tokenizer(folder=None, bos="<s>", pad="<pad>", words=WORDS, **options):
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def word_model(words=WORDS, dtype=torch.float64, d_vocab=None, seed=3, **options):
-    """Two layers and three heads on words, in random weights that are large enough for their heads to differ."""
+def word_model(words=WORDS, dtype=torch.float64, d_vocab=None, seed=3, package=transformer_lens, **options):
+    """Two layers and three heads on words, in random weights that are large enough for their heads to differ; the same
+    in `glassformer.transformer_lens` as `package`."""
     config = {"n_layers": 2, "d_model": 24, "n_ctx": 40, "d_head": 8, "d_mlp": 20, "act_fn": "gelu", "dtype": dtype}
     config |= {"device": "cpu", "seed": seed, "initializer_range": 0.7, "default_prepend_bos": True}
     with tempfile.TemporaryDirectory(prefix="words") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         tokenizer = word_tokenizer(folder, words=words)
         config |= {"d_vocab": len(tokenizer) if d_vocab is None else d_vocab} | options
-        return HookedTransformer(HookedTransformerConfig(**config), tokenizer=tokenizer)
+        return package.HookedTransformer(package.HookedTransformerConfig(**config), tokenizer=tokenizer)

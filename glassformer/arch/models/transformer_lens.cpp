@@ -155,6 +155,7 @@ void read_layers(const ConfigReader& reader, ModelConfig& config) {
   const double divisor = !reader.flag("use_attn_scale", true) ? 1.0
                          : given == -1                        ? std::sqrt(static_cast<double>(config.d_head))
                                                               : given;
+  if (!(divisor > 0)) refuse(reader, "attn_scale", str(divisor));
   const bool by_layer = reader.flag("scale_attn_by_inverse_layer_idx", false);
   const std::vector<std::string> types =
       reader.flag("use_local_attn", false) ? reader.texts("attn_types") : std::vector<std::string>();

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from glassformer import _core
+from glassformer.transformer_lens.components.norms import KINDS
+from glassformer.transformer_lens.components.transformer_block import has_norms_only_behind
+from glassformer.transformer_lens.HookedRootModule import is_of_experts
 from glassformer.transformer_lens.utilities.components_utils import get_act_name
 from glassformer.transformer_lens.utilities.devices import warn_if_mps
 from glassformer.transformer_lens.utilities.slice import Slice, SliceInput
 
 _CENTERING = ("LN", "LNPre")
-_NORMS = ("LN", "LNPre", "RMS", "RMSPre")
 _MODES = ("all", "mlp", "attn")
-# Their blocks have no norm before attention and MLP, but one after each, in the same places by name.
-_NORM_AFTER_ONLY = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
 Labelled = torch.Tensor | tuple[torch.Tensor, list[str]]
 
@@ -50,7 +50,7 @@ class ActivationCache:
 
     def _batch_size(self) -> int:
         """The most frequent first size; not all activations have a batch axis."""
-        sizes = Counter(value.size(0) for name, value in self.items() if value.ndim > 0 and not _of_experts(name))
+        sizes = Counter(value.size(0) for name, value in self.items() if value.ndim > 0 and not is_of_experts(name))
         return sizes.most_common(1)[0][0] if sizes else 1
 
     def remove_batch_dim(self) -> ActivationCache:
@@ -61,7 +61,7 @@ class ActivationCache:
         if self._batch_size() != 1:
             raise AssertionError(f"a cache with batch size {self._batch_size()}; only a batch of 1 can be removed")
         for name, value in self.cache_dict.items():
-            if value.ndim > 0 and value.size(0) == 1 and not _of_experts(name):
+            if value.ndim > 0 and value.size(0) == 1 and not is_of_experts(name):
                 self.cache_dict[name] = value[0]
         self.has_batch_dim = False
         return self
@@ -80,8 +80,8 @@ class ActivationCache:
             name = get_act_name(key)
         else:
             short, layer, *rest = *key, *[None] * (2 - len(key))
-            if isinstance(layer, int) and layer < 0:
-                layer += self.model.cfg.n_layers
+            if not isinstance(layer, str | None) and layer < 0:
+                layer = layer + self.model.cfg.n_layers
             name = get_act_name(short, layer, *rest)
         if name not in self.cache_dict:
             nearest = difflib.get_close_matches(name, self.cache_dict, 3)
@@ -132,7 +132,7 @@ class ActivationCache:
         size = self._batch_size()
         sliced = {
             name: batch_slice.apply(value)
-            if value.ndim > 0 and value.size(0) == size and not _of_experts(name)
+            if value.ndim > 0 and value.size(0) == size and not is_of_experts(name)
             else value
             for name, value in self.items()
         }
@@ -165,7 +165,9 @@ class ActivationCache:
         stack = torch.stack([pos_slice.apply(stream, dim=-2) for stream in streams])
         if apply_ln:
             final = layer == self.model.cfg.n_layers
-            stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice, recompute_ln=final)
+            stack = self.apply_ln_to_stack(
+                stack, layer, mlp_input, pos_slice, has_batch_dim=self.has_batch_dim, recompute_ln=final
+            )
         return (stack, labels) if return_labels else stack
 
     def logit_attrs(
@@ -238,14 +240,7 @@ class ActivationCache:
     def compute_head_results(self) -> None:
         """Put what each head writes, z times W_O, into the cache as "hook_result" of every layer:
         `... head d_model`. Results that are there stay; a warning says if all are."""
-        n_layers = self.model.cfg.n_layers
-        names = [get_act_name("result", layer) for layer in range(n_layers)]
-        missing = [layer for layer in range(n_layers) if names[layer] not in self.cache_dict]
-        if not missing:
-            logging.warning("Tried to compute head results when they were already cached")
-        for layer in missing:
-            W_O = self.model.blocks[layer].attn.W_O
-            self.cache_dict[names[layer]] = _core.head_results(self["z", layer], W_O)
+        self._compute_head_results(self.model.cfg.n_layers)
 
     def stack_head_results(
         self,
@@ -331,11 +326,10 @@ class ActivationCache:
         layer, pos_slice, batch_slice = self._layer(layer), _slice(pos_slice), _slice(batch_slice)
         if has_batch_dim:
             residual_stack = batch_slice.apply(residual_stack, dim=1)
-        if self.model.cfg.normalization_type not in _NORMS:
+        if self.model.cfg.normalization_type not in KINDS:
             return residual_stack
         if recompute_ln and layer == self.model.cfg.n_layers and hasattr(self.model, "ln_final"):
-            flat = residual_stack.reshape(len(residual_stack), -1, residual_stack.shape[-1])
-            return self.model.ln_final(flat).reshape(residual_stack.shape)
+            return torch.stack([self._through_final_norm(part, has_batch_dim) for part in residual_stack])
         norm = self._frozen_norm(layer, mlp_input, pos_slice, batch_slice)
         return residual_stack if norm is None else _core.normed(residual_stack, norm)
 
@@ -381,7 +375,9 @@ class ActivationCache:
         """The layers that are state-space models: none, in the architectures that Glassformer has."""
         return []
 
-    def compute_ssm_effective_attention(self, layer: int | None = None, *options: Any, **named: Any) -> torch.Tensor:
+    def compute_ssm_effective_attention(
+        self, layer: int | None = None, include_dt_scaling: bool = False, per_state_coord: bool = False
+    ) -> torch.Tensor:
         """Raises `UnsupportedError`: there are no state-space layers."""
         raise _core.UnsupportedError("this model has no state-space layers, so no effective attention of them")
 
@@ -420,6 +416,13 @@ class ActivationCache:
         """The residual stream before `layer`: `batch pos d_model`."""
         return self["resid_pre", layer] if layer < self.model.cfg.n_layers else self["resid_post", layer - 1]
 
+    def _through_final_norm(self, part: torch.Tensor, has_batch_dim: bool) -> torch.Tensor:
+        """`part` through the last norm as a model calls it, on `batch pos d_model`: its hooks may look at places."""
+        whole = part if has_batch_dim else part[None]
+        while whole.ndim < 3:
+            whole = whole.unsqueeze(-2)
+        return self.model.ln_final(whole).reshape(part.shape)
+
     def _scale(self, norm: str, pos_slice: Slice) -> torch.Tensor:
         """A norm's cached scale at these positions: `... 1`. The copies that a norm makes for each head (of split
         inputs) must agree."""
@@ -437,7 +440,7 @@ class ActivationCache:
         """The norm before `layer` or its MLP, without its weight; None where there is none."""
         cfg = self.model.cfg
         final = layer == cfg.n_layers
-        if cfg.normalization_type not in _NORMS or (not final and _norms_only_after(cfg)):
+        if cfg.normalization_type not in KINDS or (not final and has_norms_only_behind(cfg)):
             return None
         scale = self._scale("ln_final" if final else f"blocks.{layer}.ln{2 if mlp_input else 1}", pos_slice)
         if batch_slice is not None and self.has_batch_dim:
@@ -448,11 +451,11 @@ class ActivationCache:
     def _norm_after(self, layer: int, sublayer: int, pos_slice: Slice) -> _core.FrozenNorm | None:
         """The norm between a sublayer (1 is attention, 2 the MLP) and the stream; None where there is none."""
         cfg = self.model.cfg
-        if cfg.normalization_type not in _NORMS:
+        if cfg.normalization_type not in KINDS:
             return None
         if getattr(cfg, "use_normalization_before_and_after", False):
             name = f"ln{sublayer}_post"
-        elif _norms_only_after(cfg):
+        elif has_norms_only_behind(cfg):
             name = f"ln{sublayer}"
         else:
             return None
@@ -469,9 +472,20 @@ class ActivationCache:
         """No part at all, of the shape that parts have."""
         parts.add(pos_slice.apply(self["embed"] if self.has_embed else self._stream(0), dim=-2)[None][:0])
 
+    def _compute_head_results(self, layers: int) -> None:
+        """Those of the first layers, and of the others where z is in the cache."""
+        names = [get_act_name("result", layer) for layer in range(self.model.cfg.n_layers)]
+        missing = {layer: name for layer, name in enumerate(names) if name not in self.cache_dict}
+        if not missing:
+            logging.warning("Tried to compute head results when they were already cached")
+        for layer, name in missing.items():
+            if layer < layers or get_act_name("z", layer) in self.cache_dict:
+                W_O = self.model.blocks[layer].attn.W_O
+                self.cache_dict[name] = _core.head_results(self["z", layer], W_O)
+
     def _add_heads(self, parts: _core.ResidualParts, layers: int, pos_slice: Slice) -> list[str]:
         """The heads of the first layers; returns their labels."""
-        self.compute_head_results()
+        self._compute_head_results(layers)
         if layers == 0:
             self._add_places(parts, pos_slice)
         for layer in range(layers):
@@ -483,8 +497,8 @@ class ActivationCache:
         self, layer: int, neuron_slice: Slice, pos_slice: Slice
     ) -> tuple[torch.Tensor, torch.Tensor, _core.FrozenNorm | None]:
         """Activations and rows of W_out of a layer's neurons, and the norm after them."""
-        layer += self.model.cfg.n_layers if layer < 0 else 0
         activations = neuron_slice.apply(pos_slice.apply(self["post", layer], dim=-2), dim=-1)
+        layer = range(self.model.cfg.n_layers)[layer]
         W_out = neuron_slice.apply(self.model.blocks[layer].mlp.W_out, dim=0)
         return activations, W_out, self._norm_after(layer, 2, pos_slice)
 
@@ -550,12 +564,3 @@ class ActivationCache:
 def _slice(given: Slice | SliceInput) -> Slice:
     """A number drops its axis here, unlike in `Slice.unwrap`."""
     return given if isinstance(given, Slice) else Slice(given)
-
-
-def _of_experts(name: str) -> bool:
-    """Whether an activation has tokens in the place of batch and positions."""
-    return ".experts." in name or "hook_expert_" in name
-
-
-def _norms_only_after(cfg: Any) -> bool:
-    return getattr(cfg, "original_architecture", None) in _NORM_AFTER_ONLY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,8 @@ class FactoredMatrix:
         return self.core.after_vector(other) if other.ndim < 2 else FactoredMatrix.of(self.core.after(other))
 
     def __mul__(self, scalar: float | torch.Tensor) -> FactoredMatrix:
+        if not isinstance(scalar, Real | torch.Tensor):
+            return NotImplemented
         return FactoredMatrix.of(self.core.scaled(scalar))
 
     __rmul__ = __mul__

@@ -30,8 +30,15 @@ HookName: TypeAlias = str | Callable[[str], bool]
 
 Hooks: TypeAlias = Sequence[tuple[HookName, HookFunction]]
 
-_BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
-"""Ends of the names of values `batch pos head d_head`; others end in `pos` and one more axis."""
+_BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z", "hook_result")
+_BY_HEAD += ("hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in")
+"""Ends of the names of values `batch pos head …`; others end in `pos` and one more axis, but for those of `ln1` where
+each head's own input is normalised."""
+
+
+def is_of_experts(name: str) -> bool:
+    """Whether the value at a hook point has tokens in the place of batch and positions."""
+    return ".experts." in name or "hook_expert_" in name
 
 
 def kept_of(
@@ -39,9 +46,12 @@ def kept_of(
 ) -> torch.Tensor:
     """What a cache keeps of the value at the hook point `name`; see `HookedRootModule.get_caching_hooks`."""
     value = tensor.detach().to(device)
+    if is_of_experts(name):
+        return value
+    by_head = name.endswith(_BY_HEAD) or (".ln1." in name and value.ndim == 4)
     if remove_batch_dim:
         value = value[0]
-    axis = -3 if name.endswith(_BY_HEAD) else -2
+    axis = -3 if by_head else -2
     return positions.apply(value, dim=axis) if positions.mode != "identity" and value.ndim >= -axis else value
 
 
@@ -254,9 +264,11 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
 
         `names_filter`: None (all), a name, a list of names, or a function of names; anything else is a ValueError.
         `device`: where the values are kept (where they are, if None). `remove_batch_dim`: keep the first entry of the
-        batch only. `cache`: a dict to fill. `pos_slice`: the positions to keep, of the axis third from the end in
-        queries, keys, values, z and results, second from the end elsewhere; values that have no such axis are kept
-        whole.
+        batch only. `cache`: a dict to fill. `pos_slice`: the positions to keep, of the axis third from the end where
+        that of heads is second (queries, keys and values, their inputs, z and results), second from the end elsewhere;
+        values that have no such axis are kept whole. TransformerLens keeps heads instead of positions in rotated
+        queries and keys and in inputs by head. Values of a mixture's experts, which have tokens in the place of batch
+        and positions, are kept whole whatever the arguments say.
         """
         if not (names_filter is None or isinstance(names_filter, str | list) or callable(names_filter)):
             raise _core.InputError(

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from glassformer import _core
-from glassformer.transformer_lens._engine import CacheRequest, Engine, Pass
+from glassformer.transformer_lens._engine import CacheRequest, Engine, Pass, made_with
 from glassformer.transformer_lens._generation import GenerationMethods
 from glassformer.transformer_lens._loading import LoadingMethods
 from glassformer.transformer_lens._tokens import TokenMethods
 from glassformer.transformer_lens._weights import WeightMethods
 from glassformer.transformer_lens.cache import TransformerLensKeyValueCache
 from glassformer.transformer_lens.components import Embed, PosEmbed, TransformerBlock, Unembed
-from glassformer.transformer_lens.components.norms import KINDS, last_norm
+from glassformer.transformer_lens.components.norms import last_norm_class
 from glassformer.transformer_lens.config import HookedTransformerConfig
 from glassformer.transformer_lens.hook_points import HookPoint, NamesFilter, names_matcher
 from glassformer.transformer_lens.HookedRootModule import HookedRootModule
@@ -37,8 +37,22 @@ class Output(NamedTuple):
     loss: torch.Tensor
 
 
-def _has_graph(past: TransformerLensKeyValueCache | None) -> bool:
-    return past is not None and torch.is_grad_enabled() and any(entry.past_keys.requires_grad for entry in past)
+class Run(NamedTuple):
+    """A forward pass that is asked for: of tokens, batch pos, or of a residual stream, batch pos d_model."""
+
+    tokens: torch.Tensor | None
+    residual: torch.Tensor | None
+    layers: range
+    stops: bool  # Behind those layers; else it goes on to the last norm, and to the logits where `has_logits`.
+    has_logits: bool
+    attention_mask: torch.Tensor | None
+    past: TransformerLensKeyValueCache | None
+    pos_embed: torch.Tensor | None
+
+    def past_has_graph(self) -> bool:
+        """Whether gradients are to flow into what came before."""
+        past = self.past
+        return past is not None and torch.is_grad_enabled() and any(entry.past_keys.requires_grad for entry in past)
 
 
 _FLAGS = {
@@ -77,6 +91,7 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
             )
         self._find_tokenizer(tokenizer, default_padding_side)
         self._add_modules()
+        self._made_with = made_with(self.cfg)
         if self.cfg.init_weights:
             self.init_weights()
         if move_to_device:
@@ -94,8 +109,8 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         if cfg.use_hook_tokens:
             self.hook_tokens = HookPoint()  # batch pos
         self.blocks = TypedModuleList([TransformerBlock(cfg, layer) for layer in range(cfg.n_layers)])
-        if cfg.normalization_type in KINDS:
-            self.ln_final = last_norm(cfg)
+        if (norm := last_norm_class(cfg)) is not None:
+            self.ln_final = norm(cfg)
         self.unembed = Unembed(cfg)
 
     def setup(self) -> None:
@@ -183,6 +198,10 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         assert attention_mask.shape == tokens.shape, (
             f"attention_mask has shape {list(attention_mask.shape)}; expected that of the tokens, {list(tokens.shape)}"
         )
+        if attention_mask.is_floating_point():
+            if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+                raise _core.InputError("attention_mask is 1 at tokens and 0 at padding; found other numbers")
+            attention_mask = attention_mask.long()
         attention_mask = attention_mask.to(tokens.device)
         return attention_mask if past_kv_cache is None else past_kv_cache.append_attention_mask(attention_mask)
 
@@ -190,8 +209,90 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         if isinstance(input, str | list):
             assert self.tokenizer is not None, "a text as input needs a tokenizer; this model has none"
             input = self.to_tokens(input, prepend_bos=prepend_bos, padding_side=padding_side)
+        if not isinstance(input, torch.Tensor):
+            raise _core.InputError(f"input is a text, a list of texts or a tensor; found {type(input).__name__}")
+        if input.ndim not in (1, 2):
+            raise _core.ShapeError(
+                f"expected tokens, batch pos; found shape {list(input.shape)}; a residual stream needs start_at_layer"
+            )
         tokens = input[None] if input.ndim == 1 else input
         return tokens.to(self._device)
+
+    def _has_usual_forward(self) -> bool:
+        return type(self).forward is HookedTransformer.forward and "forward" not in vars(self)
+
+    def _read(
+        self,
+        input: Any,
+        prepend_bos: bool | None,
+        padding_side: str | None,
+        attention_mask: torch.Tensor | None,
+        past: TransformerLensKeyValueCache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tokens of an input as their hooks leave them, and the mask of them and of what was before."""
+        tokens = self._tokens_of(input, prepend_bos, padding_side)
+        self.get_pos_offset(past, tokens.shape[0])
+        attention_mask = self._mask_for(tokens, prepend_bos, attention_mask, past)
+        return self.hook_tokens(tokens) if self.cfg.use_hook_tokens else tokens, attention_mask
+
+    def get_pos_offset(self, past_kv_cache: TransformerLensKeyValueCache | None, batch_size: int) -> int:
+        """How many positions a cache holds, 0 without one. AssertionError for a cache of another batch or model."""
+        if past_kv_cache is None:
+            return 0
+        cfg, (batch, length, *heads) = self.cfg, past_kv_cache[0].past_keys.shape
+        expected = [batch_size, cfg.n_heads if cfg.n_key_value_heads is None else cfg.n_key_value_heads, cfg.d_head]
+        found = [batch, *heads]
+        assert found == expected, f"the KV cache has batch, heads and d_head {found}; this call needs {expected}"
+        return length
+
+    def _embedded(
+        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None, past: TransformerLensKeyValueCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        offset = self.get_pos_offset(past, tokens.shape[0])
+        embed = self.hook_embed(self.embed(tokens))
+        return self.get_residual(embed, offset, attention_mask=attention_mask, tokens=tokens)
+
+    def get_residual(
+        self,
+        embed: torch.Tensor,
+        pos_offset: int,
+        prepend_bos: bool | None = USE_DEFAULT_VALUE,
+        attention_mask: torch.Tensor | None = None,
+        tokens: torch.Tensor | None = None,
+        return_shortformer_pos_embed: bool = True,
+        device: torch.device | str | None = None,
+    ) -> Any:
+        """The residual stream that begins with embeddings (batch pos d_model), and, unless
+        `return_shortformer_pos_embed` is False, what "shortformer" positions add to queries and keys (else None).
+
+        Positions count from `pos_offset`, or over what `attention_mask` (batch past+pos) doesn't hide.
+        `prepend_bos` and `device` say nothing here. ValueError for a kind of positions that there is not.
+        """
+        kind, positions = self.cfg.positional_embedding_type, None
+        if kind in ("standard", "shortformer"):
+            if tokens is None:  # Only their number counts.
+                tokens = torch.ones(embed.shape[:2], dtype=torch.int64, device=embed.device)
+            positions = self.hook_pos_embed(self.pos_embed(tokens, pos_offset, attention_mask))
+        elif kind not in ("rotary", "alibi"):
+            raise _core.InputError(f"cfg.positional_embedding_type is {kind!r}: such positions are not known")
+        residual = embed + positions if kind == "standard" else embed
+        return (residual, positions if kind == "shortformer" else None) if return_shortformer_pos_embed else residual
+
+    def input_to_embed(
+        self,
+        input: Any,
+        prepend_bos: bool | None = USE_DEFAULT_VALUE,
+        padding_side: str | None = USE_DEFAULT_VALUE,
+        attention_mask: torch.Tensor | None = None,
+        past_kv_cache: TransformerLensKeyValueCache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """What `forward` with `start_at_layer=0` takes in the place of texts or tokens: the residual stream before the
+        first block, the tokens, `shortformer_pos_embed`, and the attention mask; None where there is none. Hooks on
+        embeddings are called. A cache gets the mask of what is new, unless it is frozen."""
+        with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
+            tokens, mask = self._read(input, prepend_bos, padding_side, attention_mask, past_kv_cache)
+            residual, positions = self._embedded(tokens, mask, past_kv_cache)
+            return residual, tokens, positions, mask
 
     @property
     def _device(self) -> torch.device:
@@ -226,24 +327,20 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
             residual = None
             if start_at_layer is None:
-                tokens = self._tokens_of(input, prepend_bos, padding_side)
-                attention_mask = self._mask_for(tokens, prepend_bos, attention_mask, past_kv_cache)
-                self._check_past(past_kv_cache, tokens.shape[0])
+                tokens, attention_mask = self._read(input, prepend_bos, padding_side, attention_mask, past_kv_cache)
             else:
                 assert isinstance(input, torch.Tensor), f"start_at_layer takes a residual stream; found {type(input)}"
+                if input.ndim != 3 or input.shape[-1] != self.cfg.d_model:
+                    expected = f"batch pos {self.cfg.d_model}"
+                    raise _core.ShapeError(
+                        f"start_at_layer takes a residual stream, {expected}; found {list(input.shape)}"
+                    )
                 residual = input
             layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
-            made = self._run(
-                tokens,
-                residual,
-                layers,
-                stop_at_layer is not None,
-                return_type,
-                attention_mask,
-                past_kv_cache,
-                shortformer_pos_embed,
-            )
-            if stop_at_layer is not None or return_type in (None, "logits"):
+            stops, has_logits = stop_at_layer is not None, return_type is not None
+            given = (tokens, residual, layers, stops, has_logits, attention_mask, past_kv_cache, shortformer_pos_embed)
+            made = self._run(Run(*given))
+            if stops or return_type in (None, "logits"):
                 return made
             assert tokens is not None, "return_type 'loss' and 'both' need tokens where the run starts at a layer"
             loss = self.loss_fn(made, tokens, attention_mask, per_token=loss_per_token)
@@ -254,102 +351,67 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
             logging.warning(f"return_type is {return_type!r}; expected None, 'logits', 'loss' or 'both'")
             return None
 
-    def _check_past(self, past: TransformerLensKeyValueCache | None, batch: int) -> None:
-        if past is None:
-            return
-        cfg, keys = self.cfg, past[0].past_keys
-        expected = (batch, cfg.n_heads if cfg.n_key_value_heads is None else cfg.n_key_value_heads, cfg.d_head)
-        found = (keys.shape[0], *keys.shape[2:])
-        assert found == expected, f"the KV cache has batch, heads and d_head {found}; this call needs {expected}"
-
-    def _run(
-        self,
-        tokens: torch.Tensor | None,
-        residual: torch.Tensor | None,
-        layers: range,
-        stops: bool,
-        return_type: str | None,
-        attention_mask: torch.Tensor | None,
-        past: TransformerLensKeyValueCache | None,
-        pos_embed: torch.Tensor | None,
-    ) -> Any:
-        if not self._engine.is_own() or _has_graph(past):
-            return self._run_modules(tokens, residual, layers, stops, return_type, attention_mask, past, pos_embed)
-        n_layers, request = self.cfg.n_layers, self.__dict__.get("_cache_request")
-        if residual is not None:
-            given = torch.zeros(residual.shape[:2], dtype=torch.int64, device=self._device)
+    def _run(self, run: Run) -> Any:
+        """The logits, or the residual stream where the run stops before them, or None where nothing is asked for."""
+        request, layers = self.__dict__.get("_cache_request"), run.layers
+        if request is not None and run.residual is None and self.cfg.use_hook_tokens:
+            request.take("hook_tokens", run.tokens)
+        if not self._engine.is_own() or run.past_has_graph():
+            if request is None:
+                return self._run_modules(run)
+            with self.hooks(request.hooks):
+                return self._run_modules(run)
+        if run.residual is None:
+            one = Pass(self._engine, run.tokens, run.attention_mask, run.past)
+        elif run.stops and not len(layers):
+            return run.residual
         else:
-            given = tokens
-            if self.cfg.use_hook_tokens:
-                given = self.hook_tokens.run_hooks(tokens)
-                if request is not None:
-                    request.take("hook_tokens", given)
-        one = Pass(self._engine, given, attention_mask, past)
-        if residual is not None:
-            first = layers.start if len(layers) else n_layers
-            if stops and not len(layers):
-                return residual
-            one.start_at(first, residual, pos_embed)
+            tokens = torch.zeros(run.residual.shape[:2], dtype=torch.int64, device=self._device)
+            one = Pass(self._engine, tokens, run.attention_mask, run.past)
+            one.start_at(layers.start if len(layers) else self.cfg.n_layers, run.residual, run.pos_embed)
 
         def is_in_pass(name: str) -> bool:
             if name.startswith("blocks."):
                 return int(name.split(".")[1]) in layers and self._is_open(name)
             if name.startswith(("ln_final.", "unembed.")):
-                return not stops and (return_type is not None or name.startswith("ln_final."))
-            return residual is None and name != "hook_tokens"
+                return not run.stops and (run.has_logits or name.startswith("ln_final."))
+            return run.residual is None and name != "hook_tokens"
 
         one.add_hooks(is_in_pass)
-        until = self._last_node(layers, stops, return_type)
-        one.run(until)
+        one.run(self._last_node(run))
         if request is not None:
             one.fill(request, is_in_pass)
-        if past is not None:
+        if run.past is not None:
             one.keep_past(layers)
-        if stops:
+        if run.stops:
             return one.read(f"blocks.{layers[-1]}.hook_resid_post" if len(layers) else "blocks.0.hook_resid_pre")
-        return None if return_type is None else one.read("logits")
+        return one.read("logits") if run.has_logits else None
 
-    def _run_modules(
-        self,
-        tokens: torch.Tensor | None,
-        residual: torch.Tensor | None,
-        layers: range,
-        stops: bool,
-        return_type: str | None,
-        attention_mask: torch.Tensor | None,
-        past: TransformerLensKeyValueCache | None,
-        pos_embed: torch.Tensor | None,
-    ) -> Any:
+    def _run_modules(self, run: Run) -> Any:
         """`_run` by the modules themselves, where some are not ours, have torch's own hooks, or a past has a graph."""
-        cfg = self.cfg
+        cfg, residual, pos_embed = self.cfg, run.residual, run.pos_embed
         if residual is None:
-            tokens = self.hook_tokens(tokens) if cfg.use_hook_tokens else tokens
-            residual = self.hook_embed(self.embed(tokens))
-            if cfg.positional_embedding_type in ("standard", "shortformer"):
-                n_past = 0 if past is None else past[0].past_keys.shape[1]
-                pos_embed = self.hook_pos_embed(self.pos_embed(tokens, n_past, attention_mask))
-                if cfg.positional_embedding_type == "standard":
-                    residual, pos_embed = residual + pos_embed, None
-        for layer in layers:
+            residual, pos_embed = self._embedded(run.tokens, run.attention_mask, run.past)
+        for layer in run.layers:
             residual = self.blocks[layer](
                 residual,
                 shortformer_pos_embed=pos_embed,
-                past_kv_cache_entry=None if past is None else past[layer],
-                attention_mask=attention_mask,
+                past_kv_cache_entry=None if run.past is None else run.past[layer],
+                attention_mask=run.attention_mask,
             )
-        if stops:
+        if run.stops:
             return residual
         if cfg.normalization_type is not None:
             residual = self.ln_final(residual)
-        return None if return_type is None else apply_softcap(self.unembed(residual), cfg.output_logits_soft_cap)
+        return apply_softcap(self.unembed(residual), cfg.output_logits_soft_cap) if run.has_logits else None
 
-    def _last_node(self, layers: range, stops: bool, return_type: str | None) -> str:
-        if not stops and return_type is not None:
+    def _last_node(self, run: Run) -> str:
+        if not run.stops and run.has_logits:
             return "logits"
-        if not stops and self.cfg.normalization_type is not None:
+        if not run.stops and self.cfg.normalization_type is not None:
             return "ln_final.hook_normalized"
-        if len(layers):
-            return f"blocks.{layers[-1]}.hook_resid_post"
+        if len(run.layers):
+            return f"blocks.{run.layers[-1]}.hook_resid_post"
         return "hook_embed" if self.cfg.positional_embedding_type in ("rotary", "alibi") else "hook_pos_embed"
 
     def loss_fn(
@@ -387,9 +449,11 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         """
         kept = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
         cache, fwd_hooks, bwd_hooks = self.get_caching_hooks(names_filter, incl_bwd, **kept)
-        if self._engine.is_own():
+        request = None
+        if self._engine.is_own() and self._has_usual_forward():
+            slice_, matches = Slice.unwrap(pos_slice), names_matcher(names_filter)
+            request = CacheRequest(matches, device, remove_batch_dim, slice_, cache, fwd_hooks)
             fwd_hooks = []
-        request = CacheRequest(names_matcher(names_filter), device, remove_batch_dim, Slice.unwrap(pos_slice), cache)
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts), self._caching(request):
             output = self(*model_args, **kwargs)
             if incl_bwd:
@@ -401,7 +465,7 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
     @contextmanager
-    def _caching(self, request: CacheRequest) -> Iterator[None]:
+    def _caching(self, request: CacheRequest | None) -> Iterator[None]:
         before = self.__dict__.get("_cache_request")
         self.__dict__["_cache_request"] = request
         try:

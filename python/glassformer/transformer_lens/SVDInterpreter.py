@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from glassformer import _core
+from glassformer.transformer_lens.components.transformer_block import has_norms_only_behind
 
 VECTOR_TYPES = ["OV", "w_in", "w_out"]
 
@@ -24,8 +25,9 @@ class SVDInterpreter:
         """What the first right singular vectors of a weight write to the logits: `d_vocab 1 num_vectors`.
 
         `vector_type` is "OV" (of the head `head_index`), "w_in" (what the MLP's neurons read, with the weight of the
-        norm before it where it isn't folded in) or "w_out" (what they write). Each vector's sign is arbitrary. Raises
-        `InputError` for an unknown type, a layer or head that isn't there, and more vectors than there are.
+        norm before it where it isn't folded in; TransformerLens also takes that of a norm behind the MLP) or "w_out"
+        (what they write). Each vector's sign is arbitrary. Raises `InputError` for an unknown type, a layer or head
+        that isn't there, and more vectors than there are.
         """
         if vector_type not in VECTOR_TYPES:
             raise _core.InputError(f"vector_type is {vector_type!r}; expected one of {', '.join(VECTOR_TYPES)}")
@@ -39,7 +41,7 @@ class SVDInterpreter:
             raise _core.InputError(f"vector_type is {vector_type!r}; this model has no MLPs, only OV")
         if vector_type == "w_out":
             return _core.singular_vectors(block.mlp.W_out, W_U, num_vectors, None)
-        norm_weight = getattr(getattr(block, "ln2", None), "w", None)
+        norm_weight = None if has_norms_only_behind(self.cfg) else getattr(getattr(block, "ln2", None), "w", None)
         return _core.singular_vectors(block.mlp.W_in.mT, W_U, num_vectors, norm_weight)
 
 

@@ -13,9 +13,10 @@ from glassformer.transformer_lens import (
     train,
     utilities,
     utils,
+    weight_processing,
 )
 from glassformer.transformer_lens import loading_from_pretrained as loading
-from glassformer.transformer_lens._install import absent, install
+from glassformer.transformer_lens._install import absent, install, mirror
 from glassformer.transformer_lens.ActivationCache import ActivationCache
 from glassformer.transformer_lens.cache import (
     HookedTransformerKeyValueCache,
@@ -52,7 +53,10 @@ __all__ = [
     "train",
     "utilities",
     "utils",
+    "weight_processing",
 ]
+
+mirror(__name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,10 @@ from torch import nn
 from glassformer import _core
 from glassformer.model import Model
 from glassformer.transformer_lens.cache import TransformerLensKeyValueCache
-from glassformer.transformer_lens.config.core_config import core_config
+from glassformer.transformer_lens.components.norms import last_norm_class
+from glassformer.transformer_lens.components.transformer_block import has_norms_only_behind
+from glassformer.transformer_lens.config import HookedTransformerConfig
+from glassformer.transformer_lens.config.core_config import core_config, is_unscaled
 from glassformer.transformer_lens.hook_points import DeviceType, HookPoint, gradient_through
 from glassformer.transformer_lens.HookedRootModule import kept_of
 from glassformer.transformer_lens.presentation import Presentation, presentations
@@ -27,6 +30,60 @@ _BY_HEAD = ("attn.W_Q", "attn.W_K", "attn.W_V", "attn._W_K", "attn._W_V")
 _WITH_PAST = ("hook_rot_k", "hook_attn_scores", "hook_pattern")
 _PARTS = ("embed", "hook_embed", "pos_embed", "hook_pos_embed", "hook_tokens", "blocks", "ln_final", "unembed")
 _OWN_MODULES = ("glassformer.transformer_lens.", "torch.nn.modules.container", "torch.nn.modules.linear")
+_LIVE = {
+    "attention_dir",
+    "attn_scores_soft_cap",
+    "clip_qkv",
+    "default_prepend_bos",
+    "n_ctx",
+    "n_layers",
+    "norm_topk_prob",
+    "output_logits_soft_cap",
+    "tokenizer_prepends_bos",
+    "train_seq_length",
+    "ungroup_grouped_query_attention",
+    "use_attn_in",
+    "use_attn_result",
+    "use_dynamic_ntk_rope",
+    "use_hook_mlp_in",
+    "use_logn_attn",
+    "use_split_qkv_input",
+    "window_size",
+}
+"""Fields of a config that count in the next call, whenever they are changed."""
+
+_BESIDE = {
+    "checkpoint_index",
+    "checkpoint_label_type",
+    "checkpoint_value",
+    "decoder_start_token_id",
+    "device",
+    "from_checkpoint",
+    "init_mode",
+    "init_weights",
+    "initializer_range",
+    "layer_norm_folding",
+    "model_name",
+    "n_params",
+    "quantization_method",
+    "relative_attention_max_distance",
+    "relative_attention_num_buckets",
+    "seed",
+    "tie_word_embeddings",
+    "tokenizer_name",
+    "trust_remote_code",
+    "uses_rms_norm",
+}
+"""Fields that say nothing about what a model computes."""
+
+_POSITIONS = ("standard", "rotary", "shortformer", "alibi")
+_MADE_WITH = [field.name for field in fields(HookedTransformerConfig) if field.name not in _LIVE | _BESIDE]
+
+
+def made_with(cfg: HookedTransformerConfig) -> dict[str, Any]:
+    """The fields that a model is made with, and that can't be changed afterwards."""
+    values = {name: getattr(cfg, name) for name in _MADE_WITH}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _fits(name: str, weight: torch.Tensor) -> bool:
@@ -50,11 +107,14 @@ class Engine:
     def __init__(self, root: HookedTransformer) -> None:
         self.root = root
         self._core: _core.Model | None = None
-        self._version = -1
+        self._version: tuple[int, bool] | None = None
         self._modules: list[tuple[dict[str, Any], str, nn.Module | None]] = []
         self._parameters: list[tuple[dict[str, Any], str, nn.Parameter, int]] = []
         self._points: dict[str, HookPoint] = {}
-        self._watched: list[nn.Module] = []
+        self._watched: list[tuple[dict[str, Any], int]] = []
+        self._hooked: list[tuple[Any, ...]] = []
+        self._configured: list[dict[str, Any]] = []
+        self._checks: list[Callable[[], bool]] = []
         self._only_own = True
         self.shown: dict[str, Presentation] = {}  # What of the core's nodes a name stands for.
 
@@ -70,11 +130,15 @@ class Engine:
         return self._points
 
     def _refresh(self) -> None:
-        version = self.root.cfg.version
+        version = (self.root.cfg.version, is_unscaled(self.root.cfg, self.root.training))
         if version == self._version and self._is_current():
             return
+        self._check_config()
         self._core, self._version = None, version
-        self._modules, self._parameters, self._watched, self._only_own = [], [], [], True
+        self._modules, self._parameters, self._watched = [], [], []
+        self._hooked, self._configured, self._checks = [], [], []
+        blocks = list(self.root.blocks)
+        self._only_own = self.root.cfg.n_layers > 0 and len(set(blocks)) == len(blocks) and self._has_usual_last_norm()
         for path, module in self.root.named_modules():
             if path and path.split(".")[0] not in _PARTS:
                 continue  # Of a subclass.
@@ -85,12 +149,52 @@ class Engine:
                 if weight is not None
             ]
             if path:
-                self._watched.append(module)
-                self._only_own = self._only_own and type(module).__module__.startswith(_OWN_MODULES)
+                self._watch(module)
+                self._only_own = self._only_own and self._is_ours(path, module)
+
+    def _watch(self, module: nn.Module) -> None:
+        own = vars(module)
+        self._watched.append((own, len(own)))
+        kinds = ("_forward_pre_hooks", "_backward_pre_hooks", "_forward_hooks", "_backward_hooks")
+        self._hooked.append((module, *(own[kind] for kind in kinds)))
+        if "cfg" in own:
+            self._configured.append(own)
+        if hasattr(module, "follows_config"):
+            self._checks.append(module.follows_config)
+
+    def _check_config(self) -> None:
+        cfg, made, layers = self.root.cfg, self.root.__dict__["_made_with"], len(self.root.blocks)
+        if not 0 <= cfg.n_layers <= layers:
+            raise _core.InputError(f"cfg.n_layers is {cfg.n_layers}, but there are {layers} blocks; set it to that")
+        if cfg.positional_embedding_type not in _POSITIONS:
+            raise _core.InputError(
+                f"cfg.positional_embedding_type is {cfg.positional_embedding_type!r}; expected one of {_POSITIONS}"
+            )
+        for name, value in made_with(cfg).items():
+            if value != made[name] and not self._takes(name, value):
+                raise _core.InputError(
+                    f"cfg.{name} was {made[name]!r} when the model was made, and is {value!r} now: put it back, or "
+                    "make another model with the config"
+                )
+
+    def _takes(self, name: str, value: Any) -> bool:
+        if name == "dtype":
+            return value == self.root.unembed.W_U.dtype
+        # Norms may have been replaced; without a type, the last one is left out.
+        return name == "normalization_type" and (value is None or self._has_usual_last_norm())
+
+    def _has_usual_last_norm(self) -> bool:
+        cfg = self.root.cfg
+        return cfg.normalization_type is None or type(self.root.ln_final) is last_norm_class(cfg)
 
     def _is_current(self) -> bool:
-        return all(owner.get(name) is module for owner, name, module in self._modules) and all(
-            owner.get(name) is weight and weight.data_ptr() == place for owner, name, weight, place in self._parameters
+        return (
+            all(owner.get(name) is module for owner, name, module in self._modules)
+            and all(
+                owner.get(name) is weight and weight.data_ptr() == place
+                for owner, name, weight, place in self._parameters
+            )
+            and all(len(own) == count for own, count in self._watched)
         )
 
     def _made(self) -> _core.Model:
@@ -108,23 +212,52 @@ class Engine:
         if len(dtypes) > 1 or len(devices) > 1:
             found = ", ".join(sorted(map(str, dtypes if len(dtypes) > 1 else devices)))
             raise _core.UnsupportedError(f"the model's parameters are of different kinds: {found}; use one for all")
-        config = json.dumps(core_config(self.root.cfg))
-        core = _core.Model.from_tensors(config, weights, None, dtypes.pop(), devices.pop(), differentiable=True)
+        config = core_config(self.root.cfg, is_unscaled(self.root.cfg, self.root.training))
+        if config["positional_embedding_type"] in ("standard", "shortformer"):
+            config["n_ctx"] = len(weights["pos_embed.W_pos"])  # A shorter context only cuts texts.
+        core = _core.Model.from_tensors(
+            json.dumps(config), weights, None, dtypes.pop(), devices.pop(), differentiable=True
+        )
         self.shown = presentations(Model(core))
         points = self.root.hook_dict
         self._points = {name: points[name] for name in self.shown if name in points}
         return core
 
-    def is_own(self) -> bool:
-        """Whether the core can stand for the modules: all are of this package, and nobody has put torch's own hooks on
-        them, for which the modules themselves must run."""
-        self._refresh()
-        return self._only_own and not any(
-            module._forward_pre_hooks
-            or module._backward_hooks.keys() - _handled(module, "bwd_hooks")
-            or module._forward_hooks.keys() - _handled(module, "fwd_hooks")
-            for module in self._watched
+    def is_norm_by_head(self, name: str) -> bool:
+        """Whether a hook point is in a norm that normalises each head's own input."""
+        cfg = self.root.cfg
+        by_head = cfg.use_split_qkv_input or cfg.use_attn_in
+        return by_head and ".ln1." in name and not has_norms_only_behind(cfg)
+
+    def _is_ours(self, path: str, module: nn.Module) -> bool:
+        if isinstance(module, HookPoint) and self.root.hook_dict.get(path) is not module:
+            return False  # Modules were exchanged without setup(): hooks stand at other places than their names say.
+        place = path.split(".")[1] if path.startswith("blocks.") else ""
+        return (
+            type(module).__module__.startswith(_OWN_MODULES)
+            and getattr(module, "has_usual_parts", _always)()
+            and str(getattr(module, "layer_id", place)) == place
+            and not any(callable(getattr(type(module), name, None)) for name in vars(module))  # A method of its own.
         )
+
+    def is_own(self) -> bool:
+        """Whether the core can stand for the modules: all are of this package and as the config says, and nobody has
+        put torch's own hooks on them, for which the modules themselves must run."""
+        self._refresh()
+        if not self._only_own or any(
+            pre
+            or backward_pre
+            or (forward and forward.keys() - _handled(module, "fwd_hooks"))
+            or (backward and backward.keys() - _handled(module, "bwd_hooks"))
+            for module, pre, backward_pre, forward, backward in self._hooked
+        ):
+            return False
+        cfg = self.root.cfg
+        return all(own.get("cfg") is cfg for own in self._configured) and all(check() for check in self._checks)
+
+
+def _always() -> bool:
+    return True
 
 
 def _handled(module: nn.Module, kind: str) -> set[int]:
@@ -140,6 +273,7 @@ class CacheRequest:
     remove_batch_dim: bool
     positions: Slice
     values: dict[str, torch.Tensor]
+    hooks: list[Any]  # The same as hooks, where the modules run.
 
     def take(self, name: str, value: torch.Tensor) -> None:
         """Keep a value, if it is among those."""
@@ -187,7 +321,8 @@ class Pass:
     def start_at(self, layer: int, residual: torch.Tensor, pos_embed: torch.Tensor | None) -> None:
         """Begin with this residual stream before a layer, batch pos d_model, in the place of tokens."""
         cfg = self.engine.root.cfg
-        self.trace.set(f"blocks.{layer}.hook_resid_pre", residual)
+        behind = layer == cfg.n_layers
+        self.trace.set(f"blocks.{layer - 1}.hook_resid_post" if behind else f"blocks.{layer}.hook_resid_pre", residual)
         if cfg.positional_embedding_type == "shortformer":
             self.trace.set("hook_pos_embed", torch.zeros_like(residual) if pos_embed is None else pos_embed)
 
@@ -200,8 +335,8 @@ class Pass:
                 continue
             if point.fwd_hooks:
                 self._check(name)
-                shown = self.engine.shown[name]
-                self.trace.hook(shown.node, shown.hook(_forward(point)) if shown.is_other else _forward(point), [])
+                shown, function = self.engine.shown[name], _forward(name, point)
+                self.trace.hook(shown.node, shown.hook(function) if shown.is_other else function, [])
             if point.bwd_hooks:
                 self._hook_gradient(self.engine.shown[name], point)
 
@@ -219,13 +354,13 @@ class Pass:
 
         def present(gradient: torch.Tensor, call: _core.HookCall) -> Any:
             indices = self.trace.read(shown.indices) if shown.indices else None
-            return shown.put(gradient, run(shown.show(gradient, indices), call), indices)
+            of_this = shown.show(gradient, indices)
+            return None if shown.is_absent(of_this) else shown.put(gradient, run(of_this, call), indices)
 
         self.trace.hook_gradient(shown.node, present)
 
     def _check(self, name: str) -> None:
-        cfg = self.engine.root.cfg
-        if ".ln1." in name and (cfg.use_split_qkv_input or cfg.use_attn_in):
+        if self.engine.is_norm_by_head(name):
             raise _core.UnsupportedError(
                 f"'{name}' takes no hooks while each head's input is normalised by itself (cfg.use_split_qkv_input or "
                 "use_attn_in): put them on hook_q_input, hook_k_input and hook_v_input, or turn the flag off"
@@ -243,18 +378,18 @@ class Pass:
         """Keep the values that are asked for, in computing order."""
         for name in self.engine.points():
             if request.matches(name) and is_in_pass(name):
-                request.take(name, self._value(name))
+                value = self._value(name)
+                if not self.engine.shown[name].is_absent(value):
+                    request.take(name, value)
 
     def _value(self, name: str) -> torch.Tensor:
-        cfg = self.engine.root.cfg
-        if not (cfg.use_split_qkv_input or cfg.use_attn_in) or not name.endswith(
-            (".ln1.hook_scale", ".ln1.hook_normalized")
-        ):
+        if not self.engine.is_norm_by_head(name):
             return self._shown(name)
         # Each head's own input is normalised; what stands last here is that of the values.
         block, _, part = name.rpartition(".ln1.")
-        norm = self.engine.root.get_submodule(f"{block}.ln1")
-        x = self.trace.read(f"{block}.hook_{'v_input' if cfg.use_split_qkv_input else 'attn_in'}")
+        root = self.engine.root
+        norm = root.get_submodule(f"{block}.ln1")
+        x = self.trace.read(f"{block}.hook_{'v_input' if root.cfg.use_split_qkv_input else 'attn_in'}")
         scale = _core.steps.norm_scale(x, norm.kind, norm.eps)
         return scale if part == "hook_scale" else _core.steps.norm_divide(x, scale, norm.kind)
 
@@ -269,7 +404,7 @@ class Pass:
         """Put the new keys and values of these layers into the cache."""
         places = list(range(self.n_past, self.trace.length))
         for layer in layers:
-            k, v = (self.trace.read(f"blocks.{layer}.attn.hook_{part}", places) for part in "kv")
+            k, v = (self.trace.read(name, places) for name in self.core.keys_and_values(layer))
             self.past.entries[layer].append(k, v)
 
 
@@ -278,8 +413,14 @@ def _of_length(past: torch.Tensor, n_past: int) -> torch.Tensor:
     return past if past.size(1) == n_past else past.new_zeros((past.size(0), n_past, *past.shape[2:]))
 
 
-def _forward(point: HookPoint) -> Callable[..., Any]:
-    return lambda value, _call: point.run_hooks(value, "fwd")
+def _forward(name: str, point: HookPoint) -> Callable[..., Any]:
+    def run(value: torch.Tensor, _call: _core.HookCall) -> Any:
+        made, shape = point.run_hooks(value, "fwd"), value.shape
+        if isinstance(made, torch.Tensor) and made.shape != shape:
+            raise _core.ShapeError(f"hooks on {name} made {list(made.shape)} of {list(shape)}; a value keeps its shape")
+        return made
+
+    return run
 
 
 def _backward(point: HookPoint) -> Callable[..., Any]:

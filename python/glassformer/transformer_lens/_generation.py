@@ -63,13 +63,12 @@ class GenerationMethods:
                 if mask is not None:
                     new = mask.new_ones((mask.shape[0], 1)) if counts is None else counts.to(mask)
                     mask = torch.cat([mask, new], dim=1)
-            if not self._engine.is_own():
+            if not (self._engine.is_own() and self._has_usual_forward()):
                 if given.ndim == 3:
                     raise _core.UnsupportedError(
                         "generate() goes on from embeddings only where all modules are the model's own"
                     )
-                every = range(self.cfg.n_layers)
-                return self._run_modules(given, None, every, False, "logits", mask, None, None)[:, -1]
+                return self.forward(given, return_type="logits", attention_mask=mask)[:, -1]
             if one is not None and keep and all_count:
                 one.trace.append(more)
             else:
@@ -132,6 +131,7 @@ class GenerationMethods:
         what was given; input comes first in it, but for tokens or texts of embeddings. `output_logits=True` returns
         transformers' output with the `logits` of every step. `verbose` shows a progress bar.
         """
+        _check_number(max_new_tokens)
         assert isinstance(input, str | torch.Tensor) or (
             isinstance(input, list) and all(isinstance(each, str) for each in input)
         ), f"input is a text, a list of texts or a tensor; found {type(input).__name__}"
@@ -199,6 +199,7 @@ class GenerationMethods:
         With a tokenizer, tokens of padding that are drawn are hidden from what comes next, as TransformerLens does
         here; hooks are then called on all positions again.
         """
+        _check_number(max_new_tokens)
         with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
             if isinstance(input, str):
                 assert self.tokenizer is not None, "a text as input needs a tokenizer; this model has none"
@@ -237,6 +238,11 @@ class GenerationMethods:
                     break
             if waiting and more is not None:
                 yield torch.cat(waiting, dim=1)
+
+
+def _check_number(max_new_tokens: int) -> None:
+    if max_new_tokens < 0:
+        raise _core.InputError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
 
 
 def _wants_logits(options: dict[str, Any]) -> bool:

@@ -19,6 +19,8 @@ _ELSEWHERE = {
     "components.layer_norm_pre": "components.norms",
     "components.mlps.can_be_used_as_mlp": "components.mlps",
     "components.mlps.gated_mlp": "components.mlps",
+    "components.mlps.gated_mlp_4bit": "components.mlps",
+    "components.mlps.gpt_oss_moe": "components.mlps",
     "components.mlps.mlp": "components.mlps",
     "components.mlps.moe": "components.mlps",
     "components.pos_embed": "components.embeddings",
@@ -43,9 +45,8 @@ _ABSENT = {
     "lit": "the Language Interpretability Tool has no counterpart here",
     "model_bridge": _BRIDGE,
     "pretrained": "weights are read by the core: use HookedTransformer.from_pretrained()",
-    "remote_module_loading": "no code of others is run: use HookedTransformer.from_pretrained()",
+    "remote_module_loading": "it is empty in TransformerLens",
     "tools": "it has no counterpart here; the names of models are in supported_models",
-    "weight_processing": "use HookedTransformer.process_weights_() or load_and_process_state_dict()",
 }
 """TransformerLens' names that have no counterpart, and what to do without."""
 
@@ -86,12 +87,18 @@ def install(force: bool = False) -> None:
         for name in [name for name in sys.modules if name == _NAME or name.startswith(f"{_NAME}.")]:
             del sys.modules[name]
     sys.modules[_NAME] = package
+    mirror(_NAME)
+
+
+def mirror(root: str) -> None:
+    """Let every path of TransformerLens that has a counterpart be a module below `root`."""
+    package = sys.modules[_OWN]
     own = [found.name.removeprefix(f"{_OWN}.") for found in pkgutil.walk_packages(package.__path__, f"{_OWN}.")]
     public = {name: name for name in own if not any(part.startswith("_") for part in name.split("."))}
     for name, target in {**public, **_ELSEWHERE}.items():
         module = importlib.import_module(f"{_OWN}.{target}")
-        sys.modules[f"{_NAME}.{name}"] = module
+        sys.modules[f"{root}.{name}"] = module
         parent, _, leaf = name.rpartition(".")
-        holder = sys.modules[f"{_NAME}.{parent}" if parent else _NAME]
+        holder = sys.modules[f"{root}.{parent}" if parent else root]
         if not hasattr(holder, leaf):
             setattr(holder, leaf, module)

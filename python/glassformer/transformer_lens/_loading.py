@@ -14,9 +14,10 @@ from glassformer._arguments import device_of
 from glassformer.live import open_live
 from glassformer.model import own_tokenizer
 from glassformer.transformer_lens import loading_from_pretrained as loading
-from glassformer.transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURES
+from glassformer.transformer_lens.components.transformer_block import has_norms_only_behind
 from glassformer.transformer_lens.config import HookedTransformerConfig
 from glassformer.transformer_lens.config.core_config import config_of
+from glassformer.transformer_lens.weight_processing import processed
 
 DTYPE_FROM_STRING = {
     "float32": torch.float32,
@@ -26,6 +27,19 @@ DTYPE_FROM_STRING = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
+
+
+_TAKEN = {"cache_dir", "local_files_only", "revision", "token", "torch_dtype", "load_in_4bit", "load_in_8bit"}
+_OF_TRANSFORMERS = {
+    "attn_implementation",
+    "force_download",
+    "low_cpu_mem_usage",
+    "proxies",
+    "trust_remote_code",
+    "use_auth_token",
+    "use_safetensors",
+}
+"""How `transformers` loads a model; it makes no difference here."""
 
 
 class LoadingMethods:
@@ -83,6 +97,8 @@ class LoadingMethods:
         model_name = str(model_name)
         _refuse(model_name, hf_model, n_devices, from_pretrained_kwargs)
         dtype = from_pretrained_kwargs.pop("torch_dtype", dtype)
+        if isinstance(dtype, str) and dtype not in DTYPE_FROM_STRING:
+            raise _core.NameError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPE_FROM_STRING)}")
         dtype = DTYPE_FROM_STRING[dtype] if isinstance(dtype, str) else dtype
         if dtype == torch.float16 and device in ("cpu", None):
             logging.warning("float16 may not work on the CPU; bfloat16 does")
@@ -96,7 +112,7 @@ class LoadingMethods:
         changes |= {"default_prepend_bos": default_prepend_bos} if default_prepend_bos is not None else {}
         opened = Opened.live(hf_model, dtype, device) if hf_model is not None else Opened.at(place, dtype, device)
         cfg = opened.config(model_name, changes)
-        _check_context(model_name, cfg, opened)
+        _check_sizes(model_name, cfg, opened)
         _leave_out(cfg, steps)
         if tokenizer is None:
             tokenizer = opened.tokenizer
@@ -151,6 +167,13 @@ def _refuse(model_name: str, hf_model: Any, n_devices: int, options: dict[str, A
     assert not (options.get("load_in_8bit", False) or options.get("load_in_4bit", False)), (
         "load_in_8bit and load_in_4bit are not supported"
     )
+    for name, value in options.items():
+        if name not in _TAKEN | _OF_TRANSFORMERS:
+            known = name in ("device_map", "max_memory", "offload_folder", "quantization_config", "subfolder")
+            if known and value is not None:
+                raise _core.UnsupportedError(f"{name}={value!r} is not supported: load the model by transformers")
+            if not known:
+                raise TypeError(f"from_pretrained() got an unexpected keyword argument {name!r}")
     if n_devices > 1:
         raise _core.UnsupportedError(f"n_devices is {n_devices}: models on several devices are not supported")
     if hf_model is None:
@@ -162,8 +185,13 @@ def _refuse(model_name: str, hf_model: Any, n_devices: int, options: dict[str, A
         raise _core.UnsupportedError("hf_model is quantised: load it dequantised")
 
 
-def _check_context(name: str, cfg: Any, opened: Opened) -> None:
+def _check_sizes(name: str, cfg: Any, opened: Opened) -> None:
+    n_layers = opened.said["n_layers"] if opened.core is None else opened.core.config.n_layers
+    if not 0 <= cfg.n_layers <= n_layers:
+        raise _core.InputError(f"first_n_layers is {cfg.n_layers}; {name} has {n_layers} layers")
     own = opened.said["n_ctx"] if opened.core is None else opened.core.config.n_ctx
+    if cfg.n_ctx < 1:
+        raise _core.InputError(f"n_ctx is {cfg.n_ctx}; expected 1 to {own}, {name}'s own context")
     if cfg.n_ctx <= own:
         return
     if cfg.positional_embedding_type in ("standard", "shortformer"):
@@ -174,7 +202,7 @@ def _check_context(name: str, cfg: Any, opened: Opened) -> None:
 def _leave_out(cfg: Any, steps: dict[str, bool]) -> None:
     """Take out, with a warning, the steps that change what a model of this kind predicts."""
     shortformer = "shortformer models" if cfg.positional_embedding_type == "shortformer" else None
-    post_norm = "norms behind attention and MLP" if cfg.original_architecture in POST_NORM_ARCHITECTURES else None
+    post_norm = "norms behind attention and MLP" if has_norms_only_behind(cfg) else None
     capped = "a soft cap on logits" if cfg.output_logits_soft_cap > 0 else None
     reasons = {
         "fold_norms": shortformer or post_norm,
@@ -195,6 +223,8 @@ def found_place(
     `huggingface_hub` puts it. ValueError for a name that is neither one of TransformerLens' nor like "owner/model";
     FileError where it can't be fetched."""
     if Path(model_name).exists():
+        if checkpoint_index is not None or checkpoint_value is not None:
+            raise _core.InputError(f"{model_name} has no checkpoints: these are of models by their names on the hub")
         return model_name
     name = loading.make_model_alias_map().get(model_name.lower()) or model_name
     if "/" not in name and name not in loading.OFFICIAL_MODEL_NAMES:
@@ -261,7 +291,7 @@ class Opened:
         """Of a folder or a GGUF file."""
         path, to = Path(place), device_of("cpu" if device is None else device)
         config = path / "config.json"
-        said = json.loads(config.read_text()) if config.is_file() else None
+        said = _read_json(config) if config.is_file() else None
         torch_files = sorted(path.glob("pytorch_model*.bin")) + sorted(path.glob("*final.pth")) if path.is_dir() else []
         if torch_files and not any(path.glob("*.safetensors")):
             state = {}
@@ -295,7 +325,14 @@ class Opened:
             model._take(_core.process_weights(self.core, **steps))
             return
         state = {name: tensor.to(model.cfg.dtype) for name, tensor in self.state.items()}
-        model._take(model._processed(model.fill_missing_keys(state), **steps), state)
+        model._take(processed(model.cfg, model.fill_missing_keys(state), **steps), state)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise _core.FileError(f"{path}: is no JSON ({error})") from None
 
 
 def _tokenizer_at(path: Path, core: _core.Model | None = None) -> Any:

@@ -19,45 +19,49 @@ _ABOUT = frozenset(
 class PatchedLogits(torch.Tensor):
     """`batch pos d_vocab`. Indexing it by a position computes only that one; anything else computes all of them.
 
-    The result of any operation is an ordinary tensor, and what is changed in place is changed.
+    The result of any operation is an ordinary tensor; what is changed in place is changed, also through a view.
     """
 
     _read: _READ | None
-    _rows: tuple[list[int], torch.Tensor] | None
-    _whole: torch.Tensor | None
+    _numbers: torch.Tensor | None
+    _positions: list[int] | None
 
     @staticmethod
     def __new__(cls, shape: Sequence[int], like: torch.Tensor, read: _READ) -> PatchedLogits:
         """`read(positions)` gives the numbers at some positions, or at all (None); dtype and device are `like`'s."""
         made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
-        made._read, made._rows, made._whole = read, None, None
+        made._read = read  # None once all numbers are there.
+        made._numbers = made._positions = None  # Before that: those at some positions, in a tensor for all of them.
         return made
 
     def whole(self) -> torch.Tensor:
         """All of it, as an ordinary tensor."""
-        if self._whole is None:
-            self._whole = self._read(None)
-            if self._rows is not None:  # A metric may have changed what it was given.
-                self._whole[:, self._rows[0]] = self._rows[1]
-            self._read = self._rows = None
-        return self._whole
+        if self._read is not None:
+            numbers = self._read(None)
+            if self._positions is None:
+                self._numbers = numbers
+            else:  # A metric has views of what is there, and may have changed it.
+                others = [position for position in range(numbers.shape[1]) if position not in self._positions]
+                self._numbers[:, others] = numbers[:, others]
+            self._read = None
+        return self._numbers
 
     def _at(self, key: Any) -> torch.Tensor:
         with torch._C.DisableTorchFunctionSubclass():
-            length = self.size(1)
-        found = None if self._whole is not None else _of_positions(key, length)
-        if found is None:
-            return self.whole()[_plain(key)]
-        positions, rest = found
-        if self._rows is None:
-            self._rows = positions, self._read(positions)
-        elif self._rows[0] != positions:
-            return self.whole()[_plain(key)]
-        return self._rows[1][_plain(rest)]
+            shape = self.shape
+        if self._read is not None:
+            positions = _positions_of(key, shape[1])
+            if positions is None or self._positions not in (None, positions):
+                self.whole()
+            elif self._positions is None:
+                there = self._read(positions)
+                self._numbers, self._positions = there.new_empty(shape), positions
+                self._numbers[:, positions] = there
+        return self._numbers[_plain(key)]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _ABOUT:
+        if func in _ABOUT and args[0]._read is not None:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         if func is torch.Tensor.__getitem__ and isinstance(args[0], PatchedLogits):
@@ -79,8 +83,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _of_positions(key: Any, length: int) -> tuple[list[int], tuple] | None:
-    """Which positions an index into `batch pos d_vocab` reads, and the index into the values at these."""
+def _positions_of(key: Any, length: int) -> list[int] | None:
+    """Which positions an index into `batch pos d_vocab` reads; None where that's all of them or hard to say."""
     key = key if isinstance(key, tuple) else (key,)
     if any(entry is None or isinstance(entry, bool) for entry in key):
         return None
@@ -90,21 +94,16 @@ def _of_positions(key: Any, length: int) -> tuple[list[int], tuple] | None:
         key = (*key[:at], *[slice(None)] * (4 - len(key)), *key[at + 1 :])
     if n_ellipses > 1 or not 2 <= len(key) <= 3 or not _is_one_axis(key[0]):
         return None
-    batch, at, *rest = key
+    at = key[1]
     if isinstance(at, slice):
         positions = list(range(*at.indices(length)))
-        return (
-            None
-            if at == slice(None) or not positions or positions[0] > positions[-1]
-            else (positions, (batch, slice(None), *rest))
-        )
+        return positions if 0 < len(positions) < length else None
     if type(at) is int and -length <= at < length:
-        return [at % length], (batch, 0, *rest)
+        return [at % length]
     if isinstance(at, torch.Tensor) and at.dtype == torch.int64 and at.numel() > 0:
         if at.min() < -length or at.max() >= length:
             return None
-        positions, places = torch.unique(at % length, return_inverse=True)
-        return positions.tolist(), (batch, places, *rest)
+        return torch.unique(at % length).tolist()
     return None
 
 

@@ -187,6 +187,8 @@ class TokenMethods:
         token (a text, an int or a tensor of one). Norms' weights must be folded, or it is not the whole direction."""
         if isinstance(tokens, torch.Tensor) and tokens.numel() > 1:
             return self.W_U.T[tokens]
+        if isinstance(tokens, torch.Tensor) and tokens.numel() == 0:
+            raise _core.InputError(f"expected a token or more; found a tensor of shape {list(tokens.shape)}")
         if not isinstance(tokens, str | int | torch.Tensor):
             raise _core.InputError(f"expected a token as a text, an int or a tensor; found {type(tokens).__name__}")
         return self.W_U[:, self.to_single_token(tokens) if isinstance(tokens, str) else int(tokens)]

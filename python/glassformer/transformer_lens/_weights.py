@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glassformer import _core
-from glassformer.transformer_lens.components.norms import KINDS, LayerNormPre, RMSNormPre, last_norm
-from glassformer.transformer_lens.config.core_config import core_config
+from glassformer.transformer_lens.components.norms import KINDS, LayerNormPre, RMSNormPre, last_norm_class
 from glassformer.transformer_lens.FactoredMatrix import FactoredMatrix
 from glassformer.transformer_lens.loading_from_pretrained import fill_missing_keys
 from glassformer.transformer_lens.utilities.matrix import composition_scores
+from glassformer.transformer_lens.weight_processing import ProcessWeights, has_norms, processed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,8 +90,10 @@ class WeightMethods:
         """The sum of all biases added to the residual stream before a layer (0 to n_layers): d_model.
 
         `mlp_input`: before that layer's MLP, hence with its attention's. Without `include_mlp_biases` those of
-        attention alone.
+        attention alone. `InputError` for another layer.
         """
+        if not 0 <= layer <= self.cfg.n_layers:
+            raise _core.InputError(f"layer is {layer}; expected 0 to {self.cfg.n_layers}, the number of layers")
         total = torch.zeros(self.cfg.d_model, device=self.cfg.device)
         for block in self.blocks[:layer]:
             total = total + block.attn.b_O
@@ -152,7 +153,8 @@ class WeightMethods:
                 logging.warning("a mixture of experts needs more than 16 bits: which experts are chosen may change")
         full = self.fill_missing_keys(state_dict)
         fold_ln = fold_ln and self._can_fold(full)
-        processed = self._processed(
+        made = processed(
+            self.cfg,
             full,
             fold_norms=fold_ln,
             center_writing_weights=center_writing_weights,
@@ -162,7 +164,7 @@ class WeightMethods:
         )
         if fold_ln:
             self._fold_norms()
-        self._take(processed, full)
+        self._take(made, full)
 
     def process_weights_(
         self,
@@ -183,43 +185,30 @@ class WeightMethods:
     def fold_layer_norm(
         self, state_dict: dict[str, torch.Tensor], fold_biases: bool = True, center_weights: bool = True
     ) -> dict[str, torch.Tensor]:
-        """A state dict with the norms' weights in what follows them; biases and centring come with norms that have
-        them, whatever the other arguments say."""
-        return self._processed_state(state_dict, fold_norms=True)
+        """`ProcessWeights.fold_layer_norm` of a state dict, completed by `fill_missing_keys`."""
+        return ProcessWeights.fold_layer_norm(self.fill_missing_keys(state_dict), self.cfg, fold_biases, center_weights)
 
     def center_writing_weights(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A state dict in which everything written into the residual stream has mean 0."""
-        return self._processed_state(state_dict, center_writing_weights=True)
+        """`ProcessWeights.center_writing_weights` of a state dict, completed by `fill_missing_keys`."""
+        return ProcessWeights.center_writing_weights(self.fill_missing_keys(state_dict), self.cfg)
 
     def center_unembed(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A state dict whose logits have mean 0 at each position."""
-        return self._processed_state(state_dict, center_unembed=True)
+        """`ProcessWeights.center_unembed` of a state dict, completed by `fill_missing_keys`."""
+        return ProcessWeights.center_unembed(self.fill_missing_keys(state_dict), self.cfg)
 
     def fold_value_biases(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A state dict with the value biases in `b_O`."""
-        return self._processed_state(state_dict, fold_value_biases=True)
+        """`ProcessWeights.fold_value_biases` of a state dict, completed by `fill_missing_keys`."""
+        return ProcessWeights.fold_value_biases(self.fill_missing_keys(state_dict), self.cfg)
 
     def refactor_factored_attn_matrices(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A state dict in which W_Q and W_K, and W_V and W_O, are factored by their products' singular values."""
-        return self._processed_state(state_dict, refactor_attention=True)
-
-    def _processed_state(self, state_dict: dict[str, torch.Tensor], **steps: bool) -> dict[str, torch.Tensor]:
-        core = self._processed(self.fill_missing_keys(state_dict), **steps)
-        return {**state_dict, **core.weights_as("transformer_lens", set(dict(self.named_parameters())))}
-
-    def _processed(self, state: dict[str, torch.Tensor], **steps: bool) -> _core.Model:
-        kind = self.cfg.normalization_type
-        fields = core_config(self.cfg)
-        if kind is not None and kind.endswith("Pre") and _has_norms(state):
-            fields["normalization_type"] = kind.removesuffix("Pre")
-        core = _core.Model.from_tensors(json.dumps(fields), state, None, self.cfg.dtype, self._device)
-        return _core.process_weights(core, **{**_NO_STEPS, **steps})
+        """`ProcessWeights.refactor_factored_attn_matrices` of a state dict, completed by `fill_missing_keys`."""
+        return ProcessWeights.refactor_factored_attn_matrices(self.fill_missing_keys(state_dict), self.cfg)
 
     def _can_fold(self, state: dict[str, torch.Tensor]) -> bool:
         if self.cfg.normalization_type not in KINDS:
             logging.warning("the model has no norms whose weights could be folded; fold_ln is left out")
             return False
-        if not _has_norms(state):
+        if not has_norms(state):
             logging.warning("the state dict has no weights of norms; they may be folded already. fold_ln is left out")
             return False
         return True
@@ -229,13 +218,13 @@ class WeightMethods:
         if not cfg.normalization_type.endswith("Pre"):
             cfg.normalization_type += "Pre"
             kind = RMSNormPre if cfg.normalization_type == "RMSPre" else LayerNormPre
-            self.ln_final = last_norm(cfg)
+            self.ln_final = last_norm_class(cfg)(cfg)
             for block in self.blocks:
                 block.ln1 = kind(cfg)
                 if not cfg.attn_only:
                     block.ln2 = kind(cfg)
                     if cfg.is_layer_norm_activation():
-                        block.mlp.ln = kind(cfg)
+                        block.mlp.ln = LayerNormPre(cfg)
         self.setup()
 
     def _take(self, core: _core.Model, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -258,12 +247,3 @@ class WeightMethods:
             parameter.data = weight.clone() if place in taken else weight
             if weight.numel() == weight.untyped_storage().nbytes() // weight.element_size():
                 taken.add(place)
-
-
-_NO_STEPS = dict.fromkeys(
-    ("fold_norms", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_attention"), False
-)
-
-
-def _has_norms(state: dict[str, torch.Tensor]) -> bool:
-    return any(key.endswith((".ln1.w", ".ln2.w", "ln_final.w")) for key in state)

@@ -352,7 +352,7 @@ def mmlu_eval(
     "num_correct", "num_total", and "subject_scores" by subject.
 
     The questions are those of `make_mmlu_data_loader`, or a `dataset` like what it returns. No questions are a
-    ValueError.
+    ValueError, and so is one with more choices than letters.
     """
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     questions = make_mmlu_data_loader(subjects, split, num_samples) if dataset is None else dataset
@@ -382,5 +382,7 @@ def _letter_token(tokenizer: Any, letter: str) -> int:
 
 
 def _mmlu_prompt(question: dict[str, Any]) -> str:
+    if len(question["choices"]) > len(MMLU_ANSWER_LETTERS):
+        raise _core.InputError(f"a question has {len(question['choices'])} choices; expected at most 4")
     choices = [f"{letter}. {text}" for letter, text in zip(MMLU_ANSWER_LETTERS, question["choices"], strict=False)]
     return "\n".join([f"Question: {question['question']}", "Choices:", *choices, "Answer:"])

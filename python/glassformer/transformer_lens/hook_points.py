@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -69,7 +70,44 @@ class LensHandle:
     is_permanent: bool = False
     context_level: int | None = None
     user_hook: Callable[..., Any] | None = None
-    call: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
+    call: Callable[[Any], Any] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LensHandle:
+        other = replace(self, hook=copy.deepcopy(self.hook, memo))
+        other.call = copy.deepcopy(self.call, memo)
+        return other
+
+
+class _BoundHook:
+    """A user's function of a value (or gradient) at its point. Hooks of a copied module keep both, as they do in
+    TransformerLens; those of a pickled one have the new point."""
+
+    def __init__(self, point: HookPoint, hook: HookFunction, alias_names: list[str] | None) -> None:
+        self.point, self.hook, self.alias_names = point, hook, alias_names
+
+    def __call__(self, value: Any) -> Any:
+        return self.point._call(self.hook, value, self.alias_names)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _BoundHook:
+        return self
+
+
+class _TorchHook:
+    def __init__(self, call: _BoundHook) -> None:
+        self.call, hook = call, call.hook
+        # A partial's own repr can print whole caches.
+        self.__name__ = f"partial({hook.func!r},...)" if isinstance(hook, functools.partial) else repr(hook)
+
+
+class _ForwardHook(_TorchHook):
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return self.call(output)
+
+
+class _BackwardHook(_TorchHook):
+    def __call__(self, _module: nn.Module, _grad_inputs: Any, grad_outputs: Any) -> Any:
+        made = self.call(grad_outputs[0])
+        return made if made is None or _is_single(made) else (made,)
 
 
 class _AliasedHookPoint:
@@ -146,21 +184,11 @@ class HookPoint(nn.Module):
         if dir not in ("fwd", "bwd"):
             raise _core.InputError(f"a hook's direction is 'fwd' or 'bwd'; found {dir!r}")
 
-        def call(value: Any) -> Any:
-            return self._call(hook, value, alias_names)
-
-        def forward_hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            return call(output)
-
-        def backward_hook(_module: nn.Module, _grad_inputs: Any, grad_outputs: Any) -> Any:
-            made = call(grad_outputs[0])
-            return made if made is None or _is_single(made) else (made,)
-
-        torch_hook = forward_hook if dir == "fwd" else backward_hook
-        # A partial's own repr can print whole caches.
-        torch_hook.__name__ = f"partial({hook.func!r},...)" if isinstance(hook, functools.partial) else repr(hook)
+        call = _BoundHook(self, hook, alias_names)
         register = self.register_forward_hook if dir == "fwd" else self.register_full_backward_hook
-        handle = LensHandle(register(torch_hook, prepend=prepend), is_permanent, level, hook, call)
+        torch_hook = (_ForwardHook if dir == "fwd" else _BackwardHook)(call)
+        handle = LensHandle(register(torch_hook, prepend=prepend), is_permanent, level, hook)
+        handle.call = call
         handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         handles.insert(0 if prepend else len(handles), handle)
 
@@ -203,7 +231,10 @@ class HookPoint(nn.Module):
             other_level = level is not None and handle.context_level != level
             return not including_permanent and (handle.is_permanent or other_level)
 
-        for handle in self._handles(dir):
+        handles = self._handles(dir)
+        if not handles:
+            return
+        for handle in handles:
             if not kept(handle):
                 handle.hook.remove()
         if dir != "bwd":

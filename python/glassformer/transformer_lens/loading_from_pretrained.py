@@ -13,13 +13,14 @@ import torch
 
 from glassformer import _core
 from glassformer.transformer_lens.config import HookedTransformerConfig
-from glassformer.transformer_lens.config.core_config import fields_of, quantization_method
+from glassformer.transformer_lens.config.core_config import fields_of
 from glassformer.transformer_lens.supported_models import DEFAULT_MODEL_ALIASES, MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 from glassformer.transformer_lens.utilities.hf_utils import (
     download_file_from_hf,
     needed,
     select_compatible_kwargs,
 )
+from glassformer.transformer_lens.utilities.quantization import quantization_method
 
 __all__ = [
     "DEFAULT_MODEL_ALIASES",
@@ -39,6 +40,7 @@ __all__ = [
     "get_num_params_of_pretrained",
     "get_official_model_name",
     "get_pretrained_model_config",
+    "get_pretrained_state_dict",
     "make_model_alias_map",
 ]
 
@@ -197,6 +199,32 @@ def get_pretrained_model_config(
             logging.warning(f"n_ctx={n_ctx} is longer than the {fields['n_ctx']} tokens that the model was made for")
         fields["n_ctx"] = n_ctx
     return HookedTransformerConfig.from_dict(fields)
+
+
+def get_pretrained_state_dict(
+    official_model_name: str,
+    cfg: HookedTransformerConfig,
+    hf_model: Any = None,
+    dtype: torch.dtype = torch.float32,
+    **kwargs: Any,
+) -> dict[str, torch.Tensor]:
+    """The parameters of a HookedTransformer with the weights of a model by its name, of a folder or a GGUF file, or of
+    `hf_model`, as they are: unprocessed. `kwargs` as for `HookedTransformer.from_pretrained`, which raises the same.
+    """
+    from glassformer.transformer_lens.HookedTransformer import HookedTransformer
+
+    index = cfg.checkpoint_index if cfg.from_checkpoint else None
+    loaded = HookedTransformer.from_pretrained_no_processing(
+        official_model_name,
+        hf_model=hf_model,
+        dtype=dtype,
+        checkpoint_index=index,
+        first_n_layers=cfg.n_layers,
+        n_ctx=cfg.n_ctx,
+        device=cfg.device,
+        **kwargs,
+    )
+    return {name: parameter.detach() for name, parameter in loaded.named_parameters()}
 
 
 def get_num_params_of_pretrained(model_name: str) -> int:

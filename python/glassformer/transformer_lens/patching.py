@@ -8,7 +8,7 @@ where hooks stand on the model they are called, and then every run is a pass of 
 from __future__ import annotations
 
 import itertools
-import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,7 @@ def generic_activation_patch(
     """
     if index_df is None:
         assert index_axis_names is not None, "give index_axis_names or index_df"
-        sizes = [_axis_sizes(model, corrupted_tokens, activation_name)[name] for name in index_axis_names]
+        sizes = _sizes_of(index_axis_names, model, corrupted_tokens, activation_name)
         rows: list[Index] = [list(index) for index in itertools.product(*map(range, sizes))]
     else:
         assert index_axis_names is None, "give index_axis_names or index_df, not both"
@@ -110,7 +110,8 @@ def generic_activation_patch(
 
     def take(logits: torch.Tensor) -> None:
         next(bar, None)
-        numbers.append(patching_metric(logits).item())
+        number = patching_metric(logits)
+        numbers.append(number if isinstance(number, int | float) else number.item())
 
     if _can_fork(model, names):
         _sweep(model, corrupted_tokens, clean_cache, patch_setter, rows, names, take)
@@ -123,28 +124,30 @@ def generic_activation_patch(
     return result, make_df_from_ranges(sizes, index_axis_names) if index_df is None else index_df
 
 
-def _axis_sizes(model: HookedTransformer, tokens: torch.Tensor, activation_name: str) -> dict[str, int]:
+def _sizes_of(axes: Sequence[str], model: HookedTransformer, tokens: torch.Tensor, activation_name: str) -> list[int]:
     cfg, n_pos = model.cfg, tokens.shape[-1]
     by_group = activation_name in ("k", "v") and cfg.n_key_value_heads is not None
     n_heads = cfg.n_key_value_heads if by_group else cfg.n_heads
     sizes = {"layer": cfg.n_layers, "head_index": n_heads, "head": n_heads}
-    return sizes | {"pos": n_pos, "src_pos": n_pos, "dest_pos": n_pos}
+    sizes |= {"pos": n_pos, "src_pos": n_pos, "dest_pos": n_pos}
+    if unknown := [name for name in axes if name not in sizes]:
+        raise _core.NameError(f"no axis is called '{unknown[0]}'; the axes are {', '.join(sizes)}")
+    return [sizes[name] for name in axes]
 
 
 def _can_fork(model: HookedTransformer, names: Sequence[str]) -> bool:
     """Whether the runs differ in nothing but values that a trace can be given."""
-    if not isinstance(model, HookedTransformer) or model.forward.__func__ is not HookedTransformer.forward:
+    if not isinstance(model, HookedTransformer) or not model._has_usual_forward():
         return False
     points = [point for point in model.modules() if isinstance(point, HookPoint)]
     if any(point.fwd_hooks or point.bwd_hooks for point in points) or not model._engine.is_own():
         return False
     model._engine.model()
-    splits = model.cfg.use_split_qkv_input or model.cfg.use_attn_in
 
     def is_plain(name: str) -> bool:
         shown = model._engine.shown.get(name)
         is_there = shown is not None and not shown.is_other and name in model._engine.points()
-        return is_there and model._is_open(name) and not (splits and ".ln1." in name)
+        return is_there and model._is_open(name) and not model._engine.is_norm_by_head(name)
 
     return all(map(is_plain, set(names)))
 
@@ -161,7 +164,9 @@ def _sweep(
     with LocallyOverridenDefaults(model, prepend_bos=USE_DEFAULT_VALUE, padding_side=USE_DEFAULT_VALUE):
         tokens = model._tokens_of(tokens, USE_DEFAULT_VALUE, USE_DEFAULT_VALUE)
         mask = model._mask_for(tokens, USE_DEFAULT_VALUE, None, None)
-    trace = Pass(model._engine, tokens, mask).trace
+    one = Pass(model._engine, tokens, mask)
+    one.add_hooks(lambda name: True)  # Of users' there are none; padding has no position.
+    trace = one.trace
     key_of = getattr(patch_setter, "key", None)
     shape, like = (*tokens.shape, model.cfg.d_vocab_out), model.unembed.W_U
 
@@ -170,15 +175,18 @@ def _sweep(
         if key_of is not None and all(type(entry) is int for entry in rows[i]):
             key = key_of(rows[i])
             return names[i], clean[key], key
-        corrupted = trace.read(names[i])
+        with torch.no_grad():
+            corrupted = trace.read(names[i])
         made = patch_setter(corrupted, rows[i], clean)
         return names[i], corrupted if made is None else made, None
 
     def hand_over(_: int, run: _core.PatchedRun) -> None:
         logits = PatchedLogits(shape, like, run.logits)
+        kept = weakref.ref(logits)
         take(logits)
-        if sys.getrefcount(logits) > 2:  # A metric kept it: its numbers are those of now.
-            logits.whole()
+        del logits
+        if (still := kept()) is not None:  # By the metric: its numbers are those of now.
+            still.whole()
 
     _core.sweep_patches(trace, len(rows), patch, hand_over)
 
@@ -195,7 +203,9 @@ def _run_each(
     for index, name in zip(rows, names, strict=True):
 
         def hook(value: torch.Tensor, hook: Any, index: Index, clean: torch.Tensor) -> torch.Tensor:
-            return patch_setter(value.clone() if value.requires_grad else value, index, clean)
+            corrupted = value.clone() if value.requires_grad else value
+            made = patch_setter(corrupted, index, clean)
+            return corrupted if made is None else made
 
         placed = partial(hook, index=index, clean=clean_cache[name])
         take(model.run_with_hooks(tokens, fwd_hooks=[(name, placed)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,11 +41,17 @@ class Presentation:
         return value.flatten(0, self.flat - 1) if self.flat else value
 
     def put(self, value: torch.Tensor, shown: torch.Tensor, indices: torch.Tensor | None = None) -> torch.Tensor:
-        """The node's value with `shown` in the place of what is shown of it; a new tensor, on the graphs of both."""
+        """The node's value with `shown`, in its shape or one that broadcasts to it (else `ShapeError`), in the place of
+        what is shown of it; a new tensor, on the graphs of both."""
         if self.expert is None:
-            return shown.reshape(value.shape)
+            return self._expanded(shown, self.show(value).shape).reshape(value.shape)
         rows = self._rows(indices)
-        return value.flatten(0, 1).index_put(rows, shown.to(value.dtype)).unflatten(0, value.shape[:2])
+        shown = self._expanded(shown, (len(rows[0]), *value.shape[3:])).to(value.dtype)
+        return value.flatten(0, 1).index_put(rows, shown).unflatten(0, value.shape[:2])
+
+    def is_absent(self, shown: torch.Tensor) -> bool:
+        """Whether what is shown is of an expert that isn't there."""
+        return self.may_be_absent and shown.shape[0] == 0
 
     def hook(self, function: Callable) -> Callable:
         """`function(shown, call)` as a hook of `node`: what it returns, or None and the change in place, counts."""
@@ -53,12 +59,22 @@ class Presentation:
         def present(value: torch.Tensor, call: glassformer.HookCall) -> torch.Tensor | None:
             indices = call.read(self.indices) if self.expert is not None else None
             shown = self.show(value, indices)
-            if self.may_be_absent and shown.shape[0] == 0:
+            if self.is_absent(shown):
                 return None
             result = function(shown, call)
             return self.put(value, shown if result is None else result, indices)
 
         return present
+
+    def _expanded(self, shown: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        try:
+            return shown.expand(shape)
+        except RuntimeError:
+            whose = self.node if self.expert is None else f"expert {self.expert} of {self.node}"
+            raise glassformer.ShapeError(
+                f"{whose}: expected a value of shape {list(shape)} or one that broadcasts to it; found "
+                f"{list(shown.shape)}"
+            ) from None
 
     def _rows(self, indices: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Row (of batch and pos in one) and slot of each row that is shown, in order."""

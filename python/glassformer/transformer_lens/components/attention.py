@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from glassformer.transformer_lens.config import HookedTransformerConfig
 from glassformer.transformer_lens.config.core_config import core_math
 from glassformer.transformer_lens.FactoredMatrix import FactoredMatrix
 from glassformer.transformer_lens.hook_points import HookPoint
+from glassformer.transformer_lens.utilities.attention import clamp_qkv, complex_attn_linear, simple_attn_linear
 from glassformer.transformer_lens.utilities.tensors import get_offset_position_ids
 
-ROTARY_TABLE_LENGTH = 2048
 WHOLE_WIDTH_NORMS = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
 """Architectures that normalise queries and keys over all heads at once."""
 
@@ -28,7 +29,9 @@ def by_head(n_heads: int, d_model: int, d_head: int, dtype: torch.dtype) -> nn.P
 
 class AbstractAttention(nn.Module):
     """What attention of either kind has: the weights `W_Q` (head d_model d_head), `W_O` (head d_head d_model), `b_Q`,
-    `b_O`, and its hook points."""
+    `b_O`, its hook points, and its parts as methods."""
+
+    ROTARY_INITIAL_CACHE_SIZE = 2048
 
     def __init__(
         self, cfg: HookedTransformerConfig | dict[str, Any], attn_type: str = "global", layer_id: int | None = None
@@ -41,6 +44,7 @@ class AbstractAttention(nn.Module):
         self.W_O = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_head, cfg.d_model, dtype=cfg.dtype))
         self.b_Q = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head, dtype=cfg.dtype))
         self.b_O = nn.Parameter(torch.zeros(cfg.d_model, dtype=cfg.dtype))
+        self._buffers_seen: list[tuple[int, int]] = []
         self._set_norms()
         self.attn_type, self.layer_id = attn_type, layer_id
         if attn_type not in ("global", "local"):
@@ -49,14 +53,45 @@ class AbstractAttention(nn.Module):
             raise ValueError(f"local attention needs a window_size; found {cfg.window_size!r}")
         if cfg.scale_attn_by_inverse_layer_idx and layer_id is None:
             raise ValueError("scale_attn_by_inverse_layer_idx needs the number of the layer; found None")
-        self.attn_scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
-        if cfg.scale_attn_by_inverse_layer_idx:
-            self.attn_scale *= layer_id + 1
+        self.attn_scale = self._own_scale()
         self.register_buffer("mask", torch.empty((0, 0), dtype=torch.bool))  # For state dicts alone.
         self.register_buffer("IGNORE", torch.tensor(-torch.inf))
         if cfg.use_attention_sinks:
             self.sinks = nn.Parameter(torch.zeros(cfg.n_heads, dtype=cfg.dtype))
         self._set_points()
+
+    def _own_scale(self) -> float:
+        scale = self.cfg.attn_scale if self.cfg.use_attn_scale else 1.0
+        return scale * (self.layer_id + 1) if self.cfg.scale_attn_by_inverse_layer_idx else scale
+
+    def follows_config(self) -> bool:
+        """Whether nothing here was changed since it was made."""
+        cfg = self.cfg
+        own_type = cfg.attn_types[self.layer_id] if cfg.use_local_attn else "global"
+        self._check_buffers()
+        return self.attn_type == own_type and self.attn_scale == self._own_scale()
+
+    def _check_buffers(self) -> None:
+        """They are there for state dicts alone: another value in one would say what isn't computed."""
+        seen = [(id(buffer), buffer.is_inference() or buffer._version) for buffer in self._buffers.values()]
+        if seen == self._buffers_seen or self.W_O.is_meta:
+            return
+        expected = {"IGNORE": torch.tensor(-torch.inf)}
+        if "rotary_sin" in self._buffers:
+            sin, cos = core_math(self.cfg, training=True).rotary_tables(len(self.rotary_sin), self.attn_type == "local")
+            expected |= {"rotary_sin": sin, "rotary_cos": cos}
+        for name, value in expected.items():
+            found = self._buffers[name]
+            if not torch.allclose(found.cpu(), value.to(found.dtype), rtol=0, atol=0.01):
+                raise _core.UnsupportedError(
+                    f"{self.__dict__.get('name', 'attention')}.{name} was changed; masks and rotary angles are made "
+                    "from the config: use hooks, or another config"
+                )
+        self._buffers_seen = seen
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        own = {prefix + name: buffer for name, buffer in self._buffers.items() if prefix + name in state_dict}
+        super()._load_from_state_dict({**state_dict, **own}, prefix, *more)
 
     def _set_norms(self) -> None:
         cfg = self.cfg
@@ -83,10 +118,12 @@ class AbstractAttention(nn.Module):
         elif kind == "rotary":
             self.hook_rot_k = HookPoint()  # batch key_pos head d_head
             self.hook_rot_q = HookPoint()  # batch pos head d_head
-            length = min(self.cfg.n_ctx, ROTARY_TABLE_LENGTH)
-            sin, cos = core_math(self.cfg).rotary_tables(length, self.layer_id or 0)
+            length = min(self.cfg.n_ctx, self.ROTARY_INITIAL_CACHE_SIZE)
+            sin, cos = core_math(self.cfg, training=True).rotary_tables(length, self.attn_type == "local")
             self.register_buffer("rotary_sin", sin.to(self.cfg.dtype))  # For state dicts alone.
             self.register_buffer("rotary_cos", cos.to(self.cfg.dtype))
+        elif kind == "alibi":
+            self.alibi = None
 
     @property
     def OV(self) -> FactoredMatrix:
@@ -100,10 +137,7 @@ class AbstractAttention(nn.Module):
 
     def _project(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """batch pos d_model, or batch pos head d_model: each head its own -> batch pos head d_head"""
-        if x.ndim == 4:
-            return _core.steps.linear_by_head(x, weight.transpose(1, 2).flatten(0, 1), bias.flatten())
-        out = _core.steps.linear(x, weight.transpose(1, 2).flatten(0, 1), bias.flatten())
-        return out.unflatten(-1, (weight.shape[0], -1))
+        return (complex_attn_linear if x.ndim == 4 else simple_attn_linear)(x, weight, bias)
 
     def _normalised(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         if self.cfg.use_qk_norm:
@@ -150,29 +184,105 @@ class AbstractAttention(nn.Module):
         """
         if position_bias is not None:
             raise _core.UnsupportedError("position_bias: relative position biases are not supported")
-        math, layer = core_math(self.cfg), self.layer_id or 0
-        q, k, v = (self._clipped(x) for x in self.calculate_qkv_matrices(query_input, key_input, value_input))
+        cfg = self.cfg
+        q, k, v = self.calculate_qkv_matrices(query_input, key_input, value_input)
+        if cfg.clip_qkv is not None:
+            q, k, v = clamp_qkv(q, k, v, cfg.clip_qkv)
         n_past = 0
         if past_kv_cache_entry is not None:
             n_past = past_kv_cache_entry.past_keys.size(1)
             k, v = past_kv_cache_entry.append(k, v)
-        if self.cfg.positional_embedding_type == "rotary":
-            q = self.hook_rot_q(math.rotate(q, self._positions(n_past, q, attention_mask), layer))
-            k = self.hook_rot_k(math.rotate(k, self._positions(0, k, attention_mask), layer))
-        scores = math.scores(q, k, attention_mask, layer)
+        if cfg.positional_embedding_type == "rotary":
+            q = self.hook_rot_q(self.apply_rotary(q, n_past, attention_mask))
+            k = self.hook_rot_k(self.apply_rotary(k, 0, attention_mask))
+        if cfg.use_logn_attn and not self.training:
+            q = _core.steps.scale_by_log(q, n_past, cfg.train_seq_length or cfg.n_ctx)
+        scores = self.calculate_attention_scores(q, k)
+        if cfg.positional_embedding_type == "alibi":
+            wide = torch.promote_types(scores.dtype, torch.float32)
+            bias = _core.steps.alibi_bias(cfg.n_heads, n_past, k.shape[1], wide, scores.device)
+            scores = scores + bias.to(scores.dtype)
+        if cfg.attention_dir == "causal":
+            scores = self.apply_causal_mask(scores, n_past, attention_mask)
+        elif attention_mask is not None:
+            scores = _core.steps.mask_scores(
+                scores, scores.shape[-1], 0, attention_mask
+            )  # Behind all keys: none is later.
         if additive_attention_mask is not None:
             scores = scores + additive_attention_mask
         pattern = self.hook_pattern(
             _core.steps.pattern(self.hook_attn_scores(scores), v.dtype, getattr(self, "sinks", None))
         )
-        z = self.hook_z(_core.steps.mix_values(pattern, v))
+        z = self.calculate_z_scores(v, pattern)
         rows = self.W_O.flatten(0, 1).mT
         if not self.cfg.use_attn_result:
             return _core.steps.linear(z.flatten(-2), rows, self.b_O)
         return _core.steps.sum_heads(self.hook_result(_core.steps.head_results(z, rows)), self.b_O)
 
-    def _clipped(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.cfg.clip_qkv is None else x.clamp(-self.cfg.clip_qkv, self.cfg.clip_qkv)
+    def calculate_attention_scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Products of queries and keys over `attn_scale`, capped softly where the config says so: batch head query_pos
+        key_pos, from batch pos head d_head each. Nothing is masked."""
+        return _core.steps.scores(q, k, 1 / self.attn_scale, max(self.cfg.attn_scores_soft_cap, 0.0))
+
+    def calculate_z_scores(self, v: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+        """Values (batch key_pos head d_head) mixed by a pattern (batch head query_pos key_pos), through `hook_z`: batch
+        query_pos head d_head."""
+        return self.hook_z(_core.steps.mix_values(pattern, v))
+
+    def apply_causal_mask(
+        self, attn_scores: torch.Tensor, past_kv_pos_offset: int = 0, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores (batch head query_pos key_pos), -inf for later keys, keys before a local layer's window, and those
+        that `attention_mask` (batch key_pos) hides. ValueError unless there are as many keys as queries and
+        `past_kv_pos_offset`."""
+        n_queries, n_keys = attn_scores.shape[-2:]
+        if n_queries + past_kv_pos_offset != n_keys:
+            raise _core.ShapeError(f"{n_queries} queries behind {past_kv_pos_offset} positions, but {n_keys} keys")
+        window = self.cfg.window_size if self.attn_type == "local" else 0
+        return _core.steps.mask_scores(attn_scores, past_kv_pos_offset, window, attention_mask)
+
+    def calculate_sin_cos_rotary(
+        self, rotary_dim: int, n_ctx: int, base: float = 10000, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sines and cosines of the angles by which each position turns the dimensions of a head, scaled as the
+        config says: pos rotary_dim each."""
+        local = {} if self.cfg.rotary_base_local is None else {"rotary_base_local": base}
+        changed = {"rotary_dim": rotary_dim, "rotary_base": base, "n_ctx": n_ctx, "seed": None, **local}
+        cfg = dataclasses.replace(self.cfg, positional_embedding_type="rotary", **changed)
+        sin, cos = core_math(cfg).rotary_tables(n_ctx, self.attn_type == "local")
+        return sin.to(dtype), cos.to(dtype)
+
+    def rotate_every_two(self, x: torch.Tensor) -> torch.Tensor:
+        """The two numbers of each pair (adjacent ones, or those half an axis apart, as the config says) exchanged, the
+        first of them then negated."""
+        by_pair = x.unflatten(-1, (-1, 2) if self.cfg.rotary_adjacent_pairs else (2, -1))
+        axis = -1 if self.cfg.rotary_adjacent_pairs else -2
+        first, second = by_pair.unbind(axis)
+        return torch.stack([-second, first], dim=axis).flatten(-2)
+
+    def apply_rotary(
+        self, x: torch.Tensor, past_kv_pos_offset: int = 0, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Queries or keys (batch pos head d_head), turned by their positions, which count from `past_kv_pos_offset`, or
+        over what `attention_mask` (batch past+pos) doesn't hide."""
+        positions = self._positions(past_kv_pos_offset, x, attention_mask)
+        return core_math(self.cfg, self.training).rotate(x, positions, self.attn_type == "local")
+
+    @staticmethod
+    def create_alibi_slope(n_ctx: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """Key minus query position, 0 for later keys: query key."""
+        places = torch.arange(n_ctx, dtype=torch.float32, device=device)
+        return (places - places.unsqueeze(1)).clamp(max=0)
+
+    @staticmethod
+    def create_alibi_multipliers(n_heads: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """ALiBi's slope of each head: head."""
+        return -AbstractAttention.create_alibi_bias(n_heads, 2, device)[:, 1, 0]
+
+    @staticmethod
+    def create_alibi_bias(n_heads: int, n_ctx: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """What ALiBi adds to scores: head query_pos key_pos."""
+        return _core.steps.alibi_bias(n_heads, 0, n_ctx, torch.float32, torch.device(device or "cpu"))
 
 
 class Attention(AbstractAttention):
@@ -224,3 +334,8 @@ class GroupedQueryAttention(AbstractAttention):
 
     def _value_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         return (self.W_V, self.b_V) if self.cfg.ungroup_grouped_query_attention else (self._W_V, self._b_V)
+
+
+def attention_class(cfg: HookedTransformerConfig) -> type[AbstractAttention]:
+    """Of the attention that a config asks for."""
+    return Attention if cfg.n_key_value_heads is None else GroupedQueryAttention

@@ -21,6 +21,10 @@ class _Norm(nn.Module):
         self.eps = self.cfg.eps
         self.length = self.cfg.d_model if length is None else length
 
+    def follows_config(self) -> bool:
+        """Whether nothing here was changed since it was made."""
+        return self.eps == self.cfg.eps
+
     def _set_points(self) -> None:
         self.hook_scale = HookPoint()  # batch pos 1
         self.hook_normalized = HookPoint()  # batch pos length
@@ -91,13 +95,18 @@ def norm_for(cfg: HookedTransformerConfig) -> nn.Module:
 
 def norm_behind(cfg: HookedTransformerConfig) -> nn.Module:
     """The norm behind attention and MLP, which keeps its weights."""
+    return norm_behind_class(cfg)(cfg)
+
+
+def norm_behind_class(cfg: HookedTransformerConfig) -> type[nn.Module]:
+    """Of the norm behind attention and MLP."""
     if cfg.normalization_type is None:
-        return nn.Identity()
-    return RMSNorm(cfg) if cfg.normalization_type.startswith("RMS") else LayerNorm(cfg)
+        return nn.Identity
+    return RMSNorm if cfg.normalization_type.startswith("RMS") else LayerNorm
 
 
-def last_norm(cfg: HookedTransformerConfig) -> nn.Module:
-    """The norm before the unembedding, which `final_rms` makes an RMSNorm."""
+def last_norm_class(cfg: HookedTransformerConfig) -> type[_Norm] | None:
+    """Of the norm before the unembedding, which `final_rms` makes an RMSNorm; None where there is none."""
     if cfg.final_rms and cfg.normalization_type in ("LN", "LNPre"):
-        return RMSNorm(cfg) if cfg.normalization_type == "LN" else RMSNormPre(cfg)
-    return norm_for(cfg)
+        return RMSNorm if cfg.normalization_type == "LN" else RMSNormPre
+    return KINDS.get(cfg.normalization_type)

@@ -8,15 +8,19 @@ import torch
 from torch import nn
 
 from glassformer.transformer_lens.cache import TransformerLensKeyValueCacheEntry
-from glassformer.transformer_lens.components.attention import Attention, GroupedQueryAttention
-from glassformer.transformer_lens.components.mlps import mlp_for
-from glassformer.transformer_lens.components.norms import norm_behind, norm_for
+from glassformer.transformer_lens.components.attention import attention_class
+from glassformer.transformer_lens.components.mlps import mlp_class, mlp_for
+from glassformer.transformer_lens.components.norms import KINDS, norm_behind, norm_behind_class, norm_for
 from glassformer.transformer_lens.config import HookedTransformerConfig
 from glassformer.transformer_lens.hook_points import HookPoint
 from glassformer.transformer_lens.utilities.tensors import repeat_along_head_dimension
 
 POST_NORM_ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
-"""Architectures whose `ln1` and `ln2` stand behind attention and MLP."""
+
+
+def has_norms_only_behind(cfg: Any) -> bool:
+    """Whether `ln1` and `ln2` stand behind attention and MLP."""
+    return getattr(cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES
 
 
 class TransformerBlock(nn.Module):
@@ -35,8 +39,9 @@ class TransformerBlock(nn.Module):
                 self.ln2_post = norm_behind(cfg)
         if cfg.use_local_attn and cfg.attn_types is None:
             raise ValueError("use_local_attn needs attn_types; found None")
-        attention = Attention if cfg.n_key_value_heads is None else GroupedQueryAttention
-        self.attn = attention(cfg, cfg.attn_types[block_index] if cfg.use_local_attn else "global", block_index)
+        self.attn = attention_class(cfg)(
+            cfg, cfg.attn_types[block_index] if cfg.use_local_attn else "global", block_index
+        )
         if not cfg.attn_only:
             self.mlp = mlp_for(cfg)
         self.hook_attn_in = HookPoint()  # batch pos head d_model
@@ -51,6 +56,19 @@ class TransformerBlock(nn.Module):
             self.hook_resid_mid = HookPoint()  # batch pos d_model
         self.hook_resid_post = HookPoint()  # batch pos d_model
 
+    def has_usual_parts(self) -> bool:
+        """Whether norms, attention and MLP are of the classes that the config asks for."""
+        cfg = self.cfg
+        norm = KINDS.get(cfg.normalization_type, nn.Identity)
+        usual = type(self.ln1) is norm and type(self.attn) is attention_class(cfg)
+        if cfg.use_normalization_before_and_after:
+            usual = usual and type(self.ln1_post) is norm_behind_class(cfg)
+        if cfg.attn_only:
+            return usual
+        if cfg.use_normalization_before_and_after:
+            usual = usual and type(self.ln2_post) is norm_behind_class(cfg)
+        return usual and type(self.ln2) is norm and type(self.mlp) is mlp_class(cfg)
+
     def _attention_inputs(self, resid_pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         cfg = self.cfg
         attn_in = resid_pre
@@ -58,24 +76,28 @@ class TransformerBlock(nn.Module):
             attn_in = self.hook_attn_in(repeat_along_head_dimension(resid_pre, cfg.n_heads))
         if not cfg.use_split_qkv_input:
             return attn_in, attn_in, attn_in
-        grouped = cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention
-        n_kv_heads = cfg.n_key_value_heads if grouped else cfg.n_heads
-        return (
-            self.hook_q_input(repeat_along_head_dimension(resid_pre, cfg.n_heads)),
-            self.hook_k_input(repeat_along_head_dimension(resid_pre, n_kv_heads)),
-            self.hook_v_input(repeat_along_head_dimension(resid_pre, n_kv_heads)),
-        )
+        if cfg.use_attn_in and cfg.n_key_value_heads is None:
+            q, k, v = (attn_in.clone() for _ in "qkv")
+        else:
+            grouped = cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention
+            n_kv_heads = cfg.n_key_value_heads if grouped else cfg.n_heads
+            q, k, v = (repeat_along_head_dimension(resid_pre, n) for n in (cfg.n_heads, n_kv_heads, n_kv_heads))
+        return self.hook_q_input(q), self.hook_k_input(k), self.hook_v_input(v)
 
     def _attention(self, resid_pre: torch.Tensor, shortformer_pos_embed: torch.Tensor | None, **given: Any) -> Any:
         inputs = self._attention_inputs(resid_pre)
-        if self.cfg.original_architecture in POST_NORM_ARCHITECTURES:
-            return self.ln1(self.attn(*inputs, **given))
+        if has_norms_only_behind(self.cfg):
+            out = self._attend(*inputs, **given)
+            return self.ln1(self.ln1_post(out) if self.cfg.use_normalization_before_and_after else out)
         q, k, v = (self.ln1(each) for each in inputs)
         if shortformer_pos_embed is not None:
             pos = shortformer_pos_embed.unsqueeze(2) if q.ndim == 4 else shortformer_pos_embed
             q, k = q + pos, k + pos
-        out = self.attn(q, k, v, **given)
+        out = self._attend(q, k, v, **given)
         return self.ln1_post(out) if self.cfg.use_normalization_before_and_after else out
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **given: Any) -> torch.Tensor:
+        return self.attn(query_input=q, key_input=k, value_input=v, **given)
 
     def forward(
         self,
@@ -100,7 +122,7 @@ class TransformerBlock(nn.Module):
             return self.hook_resid_post(resid_pre + attn_out)
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_in = self.hook_mlp_in(resid_mid.clone()) if cfg.use_hook_mlp_in else resid_mid
-        post_norm = cfg.original_architecture in POST_NORM_ARCHITECTURES
+        post_norm = has_norms_only_behind(cfg)
         return self.hook_resid_post(resid_mid + self.apply_mlp(mlp_in if post_norm else self.ln2(mlp_in)))
 
     def apply_mlp(self, normalized_resid: torch.Tensor) -> torch.Tensor:
@@ -108,6 +130,6 @@ class TransformerBlock(nn.Module):
         out = self.mlp(normalized_resid)
         if self.cfg.use_normalization_before_and_after:
             out = self.ln2_post(out)
-        if self.cfg.original_architecture in POST_NORM_ARCHITECTURES:
+        if has_norms_only_behind(self.cfg):
             out = self.ln2(out)
         return self.hook_mlp_out(out)

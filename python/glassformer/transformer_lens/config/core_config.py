@@ -10,30 +10,41 @@ from typing import Any
 
 from glassformer import _core
 from glassformer.transformer_lens.config.hooked_transformer_config import ACTIVATIONS, HookedTransformerConfig
+from glassformer.transformer_lens.utilities.quantization import quantization_method
 
 # What TransformerLens calls models of these types, and what it says of them whatever their config is.
 _CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _ALWAYS = {"llama": {"final_rms": True}}
+_IN_EVALUATION = ("use_logn_attn", "use_dynamic_ntk_rope")
 _NAMES_EQUAL_HEADS = ("mistral",)  # n_key_value_heads is given even where no head shares any.
 
 
-def core_config(cfg: HookedTransformerConfig) -> dict[str, Any]:
+def core_config(cfg: HookedTransformerConfig, unscaled: bool = False) -> dict[str, Any]:
     """The config.json by which the core builds the model: every field of `cfg` but its dtype, which is given apart.
 
-    NumPy's numbers become Python's. Where all norms are RMS norms, `final_rms` says nothing more.
+    NumPy's numbers become Python's. Where all norms are RMS norms, `final_rms` says nothing more. `unscaled`: as
+    `is_unscaled` says.
     """
     values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg) if field.name != "dtype"}
     fields = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
     fields["final_rms"] = cfg.final_rms and cfg.normalization_type in ("LN", "LNPre")
+    if unscaled:
+        fields |= dict.fromkeys(_IN_EVALUATION, False)
     return {**fields, "model_type": "transformer_lens", "device": str(cfg.device)}
 
 
-def core_math(cfg: HookedTransformerConfig) -> _core.BlockMath:
-    """The core's steps that depend on a config; made again when the config has changed."""
-    version = cfg.version
+def is_unscaled(cfg: HookedTransformerConfig, training: bool) -> bool:
+    """Whether a module leaves out how the config scales contexts longer than those of training: while it is in training
+    mode, as a new model is until `eval()`."""
+    return training and any(getattr(cfg, name) for name in _IN_EVALUATION)
+
+
+def core_math(cfg: HookedTransformerConfig, training: bool = False) -> _core.BlockMath:
+    """The core's steps that depend on a config, for a module in this mode; made again when either has changed."""
+    state = (cfg.version, is_unscaled(cfg, training))
     made = getattr(cfg, "_math", None)
-    if made is None or made[0] != version:
-        cfg._math = made = (version, _core.BlockMath(json.dumps(core_config(cfg))))
+    if made is None or made[0] != state:
+        cfg._math = made = (state, _core.BlockMath(json.dumps(core_config(cfg, state[1]))))
     return made[1]
 
 
@@ -95,12 +106,6 @@ def fields_of(core: _core.ModelConfig, hf_config: dict[str, Any], name: str) -> 
         **_attention(core),
         **_ALWAYS.get(core.architecture, {}),
     }
-
-
-def quantization_method(hf_config: dict[str, Any]) -> str | None:
-    """How config.json says that the weights are quantised, or None."""
-    found = (hf_config.get("quantization_config") or {}).get("quant_method")
-    return found if isinstance(found, str) else None
 
 
 def _activation(core: _core.ModelConfig, hf_config: dict[str, Any]) -> str:

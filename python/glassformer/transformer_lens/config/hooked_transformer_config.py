@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from glassformer.transformer_lens.config.transformer_lens_config import TransformerLensConfig
 from glassformer.transformer_lens.utilities.devices import warn_if_mps
 
 ACTIVATIONS = (
@@ -27,27 +28,8 @@ ACTIVATIONS = (
 )
 
 
-class _Versioned:
-    """Counts its changes, beside its fields."""
-
-    __slots__ = ("_math", "_seen", "_version")
-
-    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        counted = ("_seen", "_version")  # What the core made of the fields can't be copied.
-        return dict(vars(self)), {name: getattr(self, name) for name in counted if hasattr(self, name)}
-
-    @property
-    def version(self) -> int:
-        """A number that has grown if any field is another one than when it was last read."""
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        if fields != getattr(self, "_seen", None):
-            self._seen = fields
-            self._version = getattr(self, "_version", 0) + 1
-        return self._version
-
-
 @dataclass
-class HookedTransformerConfig(_Versioned):
+class HookedTransformerConfig(TransformerLensConfig):
     """What a HookedTransformer is: its sizes, its switches, and where its weights come from.
 
     -1 and -1.0 stand for "not set": n_heads is then d_model / d_head, attn_scale sqrt(d_head), initializer_range
@@ -57,35 +39,6 @@ class HookedTransformerConfig(_Versioned):
     Raises ValueError if d_head does not divide d_model where heads are to be counted, and AssertionError if a field is
     missing that another one needs, or has a value that there is not.
     """
-
-    # Sizes.
-    d_model: int
-    d_head: int
-    n_layers: int
-    n_ctx: int
-    n_heads: int = -1
-    d_mlp: int | None = None
-    d_vocab: int = -1
-    device: str | None = None
-
-    # What is computed open, for hooks (more below).
-    use_attn_result: bool = False  # What each head adds to the residual stream.
-    use_split_qkv_input: bool = False  # What each head's queries, keys and values are made of.
-
-    default_prepend_bos: bool = True
-    positional_embedding_type: str = "standard"  # "rotary", "shortformer", "alibi", "relative_positional_bias"
-    n_key_value_heads: int | None = None  # Fewer than n_heads: groups of heads share keys and values.
-    attn_only: bool = False
-    gated_mlp: bool = False
-    uses_rms_norm: bool = False
-    eps: float = 1e-5
-    layer_norm_folding: bool = False
-    act_fn: str = "relu"  # One of ACTIVATIONS; names with "_ln" have a layer norm after it.
-    normalization_type: str | None = "LN"  # "LN", "RMS", "LNPre" and "RMSPre" without weights, or None.
-    num_experts: int | None = None
-    experts_per_token: int | None = None
-    final_rms: bool = False  # The last norm is an RMS norm, whatever the others are.
-    dtype: torch.dtype = torch.float32
 
     model_name: str = "custom"
     use_attn_scale: bool = True
@@ -157,7 +110,7 @@ class HookedTransformerConfig(_Versioned):
     norm_topk_prob: bool = False  # The weights of the chosen experts add up to 1.
 
     def __post_init__(self) -> None:
-        self._derive_sizes()
+        super().__post_init__()
         if self.seed is not None:
             self.set_seed_everywhere(self.seed)
         self._check()
@@ -166,18 +119,6 @@ class HookedTransformerConfig(_Versioned):
         assert self.n_devices <= 1 or torch.cuda.device_count() >= self.n_devices, (
             f"n_devices is {self.n_devices}, and torch sees {torch.cuda.device_count()} CUDA devices"
         )
-
-    def _derive_sizes(self) -> None:
-        if self.n_heads == -1:
-            self.n_heads = self.d_model // self.d_head
-            if self.d_model % self.d_head:
-                raise ValueError(
-                    f"d_model ({self.d_model}) is no multiple of d_head ({self.d_head}): say how many n_heads there are"
-                )
-        if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.d_mlp is None:
-            self.d_mlp = 4 * self.d_model
 
     def _check(self) -> None:
         if self.use_local_attn:

@@ -45,6 +45,17 @@ from glassformer.transformer_lens.utilities.library_utils import is_library_avai
 from glassformer.transformer_lens.utilities.lm_utils import lm_accuracy, lm_cross_entropy_loss
 from glassformer.transformer_lens.utilities.logits_utils import logits_to_df, sample_logits
 from glassformer.transformer_lens.utilities.matrix import composition_scores, get_matrix_corner
+from glassformer.transformer_lens.utilities.multi_gpu import (
+    calculate_available_device_cuda_memory,
+    count_unique_devices,
+    determine_available_memory_for_available_devices,
+    find_embedding_device,
+    get_best_available_cuda_device,
+    get_best_available_device,
+    get_device_for_block_index,
+    resolve_device_map,
+    sort_devices_based_on_available_memory,
+)
 from glassformer.transformer_lens.utilities.parameter_swap import temporarily_swap_parameter
 from glassformer.transformer_lens.utilities.slice import Slice, SliceInput
 from glassformer.transformer_lens.utilities.tensors import (
@@ -82,19 +93,26 @@ __all__ = [
     "TypedModuleList",
     "apply_softcap",
     "calc_fan_in_and_fan_out",
+    "calculate_available_device_cuda_memory",
     "check_structure",
     "clear_huggingface_cache",
     "composition_scores",
+    "count_unique_devices",
+    "determine_available_memory_for_available_devices",
     "download_file_from_hf",
     "filter_dict_by_prefix",
+    "find_embedding_device",
     "gelu_fast",
     "gelu_new",
     "get_act_name",
     "get_attention_mask",
+    "get_best_available_cuda_device",
+    "get_best_available_device",
     "get_corner",
     "get_cumsum_along_dim",
     "get_dataset",
     "get_device",
+    "get_device_for_block_index",
     "get_input_with_manually_prepended_bos",
     "get_matrix_corner",
     "get_nested_attr",
@@ -118,11 +136,13 @@ __all__ = [
     "print_gpu_mem",
     "remove_batch_dim",
     "repeat_along_head_dimension",
+    "resolve_device_map",
     "sample_logits",
     "select_compatible_kwargs",
     "set_nested_attr",
     "softcap_enabled",
     "solu",
+    "sort_devices_based_on_available_memory",
     "temporarily_swap_parameter",
     "test_prompt",
     "to_numpy",

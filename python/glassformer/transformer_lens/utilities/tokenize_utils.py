@@ -74,13 +74,14 @@ def tokenize_and_concatenate(
 
 def get_tokenizer_with_bos(tokenizer: Any) -> Any:
     """The tokenizer if it puts its begin-of-text token before texts or has none, else the same one loaded anew from its
-    `name_or_path` so that it does. ImportError without `transformers`."""
+    `name_or_path` so that it does; as it is if it was not loaded from anywhere (a KeyError in TransformerLens).
+    ImportError without `transformers`."""
     if tokenizer.bos_token is None:
         return tokenizer
     options = copy.deepcopy(tokenizer.init_kwargs)
-    name = options.pop("name_or_path")
+    name = options.pop("name_or_path", None)
     adds = options.pop("add_bos_token", None)
-    if getattr(tokenizer, "add_bos_token", False) if adds is None else adds:
+    if name is None or (getattr(tokenizer, "add_bos_token", False) if adds is None else adds):
         return tokenizer
     loader = needed("transformers", "get_tokenizer_with_bos()").AutoTokenizer
     try:
