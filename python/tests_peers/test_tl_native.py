@@ -29,6 +29,33 @@ TOYS = {
 }
 LOCAL = {"use_local_attn": True, "window_size": 3, "attn_types": ["local", "global"]}
 ROTARY = {"positional_embedding_type": "rotary"}
+GROUPED = {"n_heads": 4, "n_key_value_heads": 2, "gated_mlp": True, "normalization_type": "RMS", **ROTARY}
+FAMILIES = {
+    "gpt2_like": {"act_fn": "gelu_new"},
+    "gpt_neo_like": {"act_fn": "gelu_new", "use_attn_scale": False, **LOCAL},
+    "gptj_like": {
+        "act_fn": "gelu_new",
+        "parallel_attn_mlp": True,
+        "rotary_dim": 4,
+        "rotary_adjacent_pairs": True,
+        **ROTARY,
+    },
+    "neox_like": {"act_fn": "gelu", "parallel_attn_mlp": True, "rotary_dim": 4, **ROTARY},
+    "opt_like": {"act_fn": "relu"},
+    "llama_like": {"act_fn": "silu", "rotary_dim": 8, **GROUPED},
+    "mistral_like": {"act_fn": "silu", **GROUPED, **LOCAL, "attn_types": ["local", "local"]},
+    "qwen2_like": {"act_fn": "silu", "rotary_base": 1_000_000, **GROUPED},
+    "gemma_like": {"act_fn": "gelu_new", "final_rms": True, **GROUPED, "n_key_value_heads": 1},
+    "gemma2_like": {
+        "act_fn": "gelu_pytorch_tanh",
+        "final_rms": True,
+        "use_normalization_before_and_after": True,
+        "attn_scores_soft_cap": 2.0,
+        "output_logits_soft_cap": 1.5,
+        **GROUPED,
+        **LOCAL,
+    },
+}
 SWITCHES = {
     "experts": {"num_experts": 5, "experts_per_token": 2, "act_fn": "silu"},
     "experts_that_sum_to_1": {"num_experts": 4, "experts_per_token": 3, "norm_topk_prob": True, "act_fn": "gelu"},
@@ -226,6 +253,11 @@ def compare(options, seed=0):
 def show(trace, presented):
     """What TransformerLens has under a name."""
     return presented.show(trace[presented.node], trace[presented.indices] if presented.indices else None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family):
+    compare(FAMILIES[family])
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -439,6 +471,12 @@ def test_refactored_attention(switch):
     processed = glassformer.process_weights(model, refactor_attention=True)
     expected = model.trace(tokens).logits.log_softmax(-1)
     assert_close(processed.trace(tokens).logits.log_softmax(-1), expected, 1e-6, switch)
+
+
+@pytest.mark.parametrize("step", [*STEPS, "all", "refactored"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weight_processing_of_families(family, step):
+    compare_processed(FAMILIES[family], 0, step)
 
 
 @pytest.mark.parametrize("step", [*STEPS, "all", "refactored"])

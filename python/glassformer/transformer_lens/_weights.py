@@ -151,6 +151,8 @@ class WeightMethods:
                 logging.warning("with less than float32, better load with from_pretrained_no_processing")
             if self.cfg.num_experts and self.cfg.num_experts > 1:
                 logging.warning("a mixture of experts needs more than 16 bits: which experts are chosen may change")
+        if center_unembed and self.cfg.output_logits_soft_cap > 0:
+            logging.warning("center_unembed is left out: before a soft cap on logits it changes predictions")
         full = self.fill_missing_keys(state_dict)
         fold_ln = fold_ln and self._can_fold(full)
         made = processed(
