@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import logging
 import re
@@ -79,9 +80,13 @@ def make_model_alias_map() -> dict[str, str]:
 
 def get_official_model_name(model_name: str) -> str:
     """The official name for a name or alias, in whatever letters; ValueError if there is none."""
-    found = make_model_alias_map().get(model_name.lower())
+    names = make_model_alias_map()
+    found = names.get(model_name.lower())
     if found is None:
-        raise ValueError(f"{model_name} not found. Valid official model names (excl aliases): {OFFICIAL_MODEL_NAMES}")
+        near = ", ".join(difflib.get_close_matches(model_name.lower(), names)) or "none"
+        raise ValueError(
+            f"{model_name} not found: no folder, no file, no known name; near it: {near}; OFFICIAL_MODEL_NAMES has all"
+        )
     return found
 
 
