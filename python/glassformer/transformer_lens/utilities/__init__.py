@@ -47,13 +47,10 @@ from glassformer.transformer_lens.utilities.logits_utils import logits_to_df, sa
 from glassformer.transformer_lens.utilities.matrix import composition_scores, get_matrix_corner
 from glassformer.transformer_lens.utilities.multi_gpu import (
     calculate_available_device_cuda_memory,
-    count_unique_devices,
     determine_available_memory_for_available_devices,
-    find_embedding_device,
     get_best_available_cuda_device,
     get_best_available_device,
     get_device_for_block_index,
-    resolve_device_map,
     sort_devices_based_on_available_memory,
 )
 from glassformer.transformer_lens.utilities.parameter_swap import temporarily_swap_parameter
@@ -97,11 +94,9 @@ __all__ = [
     "check_structure",
     "clear_huggingface_cache",
     "composition_scores",
-    "count_unique_devices",
     "determine_available_memory_for_available_devices",
     "download_file_from_hf",
     "filter_dict_by_prefix",
-    "find_embedding_device",
     "gelu_fast",
     "gelu_new",
     "get_act_name",
@@ -136,7 +131,6 @@ __all__ = [
     "print_gpu_mem",
     "remove_batch_dim",
     "repeat_along_head_dimension",
-    "resolve_device_map",
     "sample_logits",
     "select_compatible_kwargs",
     "set_nested_attr",
