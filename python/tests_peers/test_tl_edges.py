@@ -147,7 +147,7 @@ def outcomes(call, models):
 
 def assert_one_line(error, says):
     assert "\n" not in str(error), error
-    with pytest.raises(type(error), match=says):
+    with pytest.raises(type(error), match=says or None):
         raise error
 
 
@@ -319,3 +319,17 @@ def test_what_makes_no_difference_to_loading(place):
 def test_numbers_of_numpy_in_places_of_ones_own(models):
     for model in models:
         assert model.to_string(np.array([4, 5])) == model.to_string([4, 5])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "move", [lambda m: m.cuda(), lambda m: m.to("cuda:1"), lambda m: m.mps(), lambda m: m.to("mps")]
+)
+def test_devices_that_are_not_there(move):
+    _, ours = pair_of({"act_fn": "gelu"})
+    before = ours(tokens_of())
+    with pytest.raises(_core.UnsupportedError, match=r"device (cuda|mps)(:1)? is not"):
+        move(ours)
+    assert ours.cfg.device == "cpu" and torch.equal(ours(tokens_of()), before)
+    with pytest.raises(_core.UnsupportedError, match="device cuda is not there"):
+        HookedTransformer({**ours.cfg.to_dict(), "device": "cuda"})

@@ -24,7 +24,7 @@ from glassformer.transformer_lens.hook_points import HookPoint, NamesFilter, nam
 from glassformer.transformer_lens.HookedRootModule import HookedRootModule
 from glassformer.transformer_lens.utilities.activation_functions import apply_softcap
 from glassformer.transformer_lens.utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
-from glassformer.transformer_lens.utilities.devices import move_to_and_update_config
+from glassformer.transformer_lens.utilities.devices import checked_device, move_to_and_update_config
 from glassformer.transformer_lens.utilities.slice import Slice, SliceInput
 from glassformer.transformer_lens.utilities.tokenize_utils import get_attention_mask
 from glassformer.transformer_lens.utilities.typed_module_list import TypedModuleList
@@ -489,9 +489,9 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
 
     def mps(self) -> HookedTransformer:
         """`to` Apple's GPU, where the core doesn't compute: UnsupportedError."""
-        raise _core.UnsupportedError("device mps is not supported; use cpu or cuda")
+        return self.to("mps")
 
     def move_model_modules_to_device(self) -> None:
-        """Move every parameter to `cfg.device`."""
+        """Move every parameter to `cfg.device`; UnsupportedError where that is not there."""
         if self.cfg.device is not None:
-            nn.Module.to(self, self.cfg.device)
+            nn.Module.to(self, checked_device(self.cfg.device))

@@ -9,6 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from glassformer import _core
+from glassformer._arguments import device_of
+
 _warned = False
 
 
@@ -50,12 +53,26 @@ def warn_if_mps(device: torch.device | str) -> None:
         )
 
 
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device, if the core computes there and it is there; else UnsupportedError."""
+    found = device_of(device)
+    if found.type not in ("cpu", "cuda", "meta"):
+        raise _core.UnsupportedError(f"device {found} is not supported; use cpu or cuda")
+    try:
+        torch.empty(0, device=found)
+    except (AssertionError, RuntimeError):  # What torch raises without CUDA, and without such a GPU.
+        raise _core.UnsupportedError(
+            f"device {found} is not there: this torch or this machine has none; use cpu"
+        ) from None
+    return found
+
+
 def move_to_and_update_config(
     model: ModelWithCfg, device_or_dtype: torch.device | str | torch.dtype, print_details: bool = True
 ) -> Any:
     """`torch.nn.Module.to` of a model, whose `cfg.device` or `cfg.dtype` (if it has one) then says so; returns it.
 
-    `print_details` prints where it goes.
+    `print_details` prints where it goes. UnsupportedError for a device that is not there: all stays as it is then.
     """
     if isinstance(device_or_dtype, torch.dtype):
         if hasattr(model.cfg, "dtype"):
@@ -63,7 +80,7 @@ def move_to_and_update_config(
         if print_details:
             print("Changing model dtype to", device_or_dtype)
     elif isinstance(device_or_dtype, torch.device | str):
-        warn_if_mps(device_or_dtype)
+        checked_device(device_or_dtype)
         model.cfg.device = device_or_dtype if isinstance(device_or_dtype, str) else device_or_dtype.type
         if print_details:
             print("Moving model to device: ", model.cfg.device)
