@@ -86,12 +86,14 @@ def test_copies(copied, both):
     assert twin.cfg == ours.cfg and torch.equal(twin(tokens), before)
     assert list(twin.hook_dict) == list(ours.hook_dict)
     assert all(twin.hook_dict[name] is not point for name, point in ours.hook_dict.items())
+    theirs = copy.deepcopy(judge)
     with torch.no_grad():
-        twin.unembed.b_U.add_(1)
-    assert_close(twin(tokens), before + 1, EXACT)
+        for model in (twin, theirs):
+            model.unembed.b_U.add_(1)
+    assert_close(twin(tokens), theirs(tokens), EXACT)
     assert torch.equal(ours(tokens), before)
-    with twin.hooks([("blocks.0.hook_resid_post", shifted)]), judge.hooks([("blocks.0.hook_resid_post", shifted)]):
-        assert_close(twin(tokens) - 1, judge(tokens), EXACT)
+    with twin.hooks([("blocks.0.hook_resid_post", shifted)]), theirs.hooks([("blocks.0.hook_resid_post", shifted)]):
+        assert_close(twin(tokens), theirs(tokens), EXACT)
     assert torch.equal(ours(tokens), before)
 
 

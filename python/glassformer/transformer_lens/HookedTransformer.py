@@ -450,10 +450,11 @@ class HookedTransformer(LoadingMethods, TokenMethods, WeightMethods, GenerationM
         kept = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
         cache, fwd_hooks, bwd_hooks = self.get_caching_hooks(names_filter, incl_bwd, **kept)
         request = None
-        if self._engine.is_own() and self._has_usual_forward():
-            slice_, matches = Slice.unwrap(pos_slice), names_matcher(names_filter)
-            request = CacheRequest(matches, device, remove_batch_dim, slice_, cache, fwd_hooks)
-            fwd_hooks = []
+        if self._engine.is_own():
+            usual, matches = self._has_usual_forward(), names_matcher(names_filter)
+            hooks = fwd_hooks if usual else []  # A forward of one's own may call the modules.
+            request = CacheRequest(matches, device, remove_batch_dim, Slice.unwrap(pos_slice), cache, hooks)
+            fwd_hooks = [] if usual else fwd_hooks
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts), self._caching(request):
             output = self(*model_args, **kwargs)
             if incl_bwd:

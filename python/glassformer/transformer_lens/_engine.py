@@ -278,6 +278,7 @@ class CacheRequest:
     def take(self, name: str, value: torch.Tensor) -> None:
         """Keep a value, if it is among those."""
         if self.matches(name):
+            self.values.pop(name, None)  # What hooks have put there in the order of their calls.
             self.values[name] = kept_of(value, name, self.device, self.remove_batch_dim, self.positions)
 
 
