@@ -72,6 +72,7 @@ at::ScalarType scalar_type(DType dtype) {
   }
 }
 
+// The bytes of a tensor as they are on disk.
 at::Tensor read_from_disk(const StoredTensor& stored) {
   at::Tensor bytes = at::empty({static_cast<int64_t>(stored.bytes)}, at::kByte);
   auto* to = static_cast<std::byte*>(bytes.mutable_data_ptr());
@@ -79,7 +80,7 @@ at::Tensor read_from_disk(const StoredTensor& stored) {
   return bytes;
 }
 
-// The tensor where it lies in the map, or a copy where dtype or alignment ask for one.
+// The tensor where it lies in the map, or a copy where that, dtype or alignment ask for one.
 at::Tensor to_tensor(StoredTensor stored, Memory memory) {
   at::Tensor bytes;
   if (memory == Memory::kOwn) {
@@ -95,6 +96,7 @@ at::Tensor to_tensor(StoredTensor stored, Memory memory) {
   if (type == at::ScalarType::Undefined)
     throw UnsupportedError(str(stored.file->path(), ": weight '", stored.name, "' is of type ",
                                layout(stored.dtype).name, "; expected a floating-point or quantised one"));
+  if (bytes.defined()) return bytes.view(type).view(stored.shape);  // Holds nothing of the file.
   const auto element = static_cast<uintptr_t>(layout(stored.dtype).block_bytes);
   if (reinterpret_cast<uintptr_t>(stored.data) % element != 0) {
     at::Tensor copy = at::empty(stored.shape, type);
@@ -102,7 +104,7 @@ at::Tensor to_tensor(StoredTensor stored, Memory memory) {
     return copy;
   }
   return at::from_blob(
-      stored.data, stored.shape, [file = stored.file, bytes](void*) {}, at::TensorOptions(type));
+      stored.data, stored.shape, [file = stored.file](void*) {}, at::TensorOptions(type));
 }
 
 at::Tensor arrange(const at::Tensor& tensor, const WeightSource& source, const WeightSpec& spec, int64_t d_head) {

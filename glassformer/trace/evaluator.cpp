@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 #include <tuple>
 
 #include "glassformer/base/errors.h"
@@ -45,26 +44,26 @@ at::Tensor with_keys(const at::Tensor& value, int64_t n_keys, float absent) {
   return missing > 0 ? at::constant_pad_nd(value, {0, missing}, absent) : value.narrow(3, 0, n_keys);
 }
 
-// Whether they are parts of one tensor, one behind the other: values that were computed together.
-bool lie_end_to_end(const std::vector<at::Tensor>& pieces) {
+// How many numbers the pieces have if they are parts of one tensor, one behind the other, as values are that were
+// computed together; else 0.
+int64_t length_end_to_end(const std::vector<at::Tensor>& pieces) {
   const at::Tensor& first = pieces.front();
   int64_t end = first.storage_offset();
   for (const at::Tensor& piece : pieces) {
     if (!piece.is_contiguous() || !piece.is_alias_of(first) || piece.storage_offset() != end ||
         piece.scalar_type() != first.scalar_type() || piece.sizes().slice(1) != first.sizes().slice(1))
-      return false;
+      return 0;
     end += piece.numel();
   }
-  return true;
+  return end - first.storage_offset();
 }
 
 at::Tensor joined(const std::vector<at::Tensor>& pieces, int64_t axis) {
   if (pieces.size() == 1) return pieces.front();
-  if (axis > 0 || pieces.front().numel() == 0 || !lie_end_to_end(pieces)) return at::cat(pieces, axis);
+  const int64_t length = axis == 0 ? length_end_to_end(pieces) : 0;
+  if (length == 0) return at::cat(pieces, axis);
   std::vector<int64_t> shape = pieces.front().sizes().vec();
   shape[0] = -1;
-  const int64_t length = std::accumulate(pieces.begin(), pieces.end(), int64_t{0},
-                                         [](int64_t sum, const at::Tensor& piece) { return sum + piece.numel(); });
   return pieces.front().as_strided({length}, {1}).view(shape);
 }
 

@@ -2,6 +2,7 @@
 used last stays longest."""
 
 import copy
+import gc
 import json
 import struct
 import subprocess
@@ -147,6 +148,17 @@ def test_weights_that_were_changed_are_processed_as_they_are(tmp_path):
         made.weights[changed], glassformer.process_weights(glassformer.load(tmp_path)).weights[changed]
     )
     assert torch.equal(model.to(dtype="float64").weights[changed], model.weights[changed].double())
+
+
+def test_processed_weights_hold_nothing_of_the_file(tmp_path):
+    make_model("llama").save_pretrained(tmp_path)
+    model = glassformer.load(tmp_path)
+    assert maps(tmp_path / "model.safetensors")
+    made = glassformer.process_weights(model)
+    del model
+    gc.collect()
+    assert not maps(tmp_path / "model.safetensors")
+    assert made.trace([1, 2, 3]).logits.isfinite().all()
 
 
 def test_a_file_that_was_cut_is_named(tmp_path):

@@ -24,6 +24,8 @@ CHOSEN = {
 CACHED = [True, False]
 OLMO_2 = {"original_architecture": "Olmo2ForCausalLM", "normalization_type": "RMS", "act_fn": "silu", "gated_mlp": True}
 CACHES = {**SWITCHES, "olmo_2": OLMO_2 | ROTARY}
+CACHES |= {f"{kind}_clipped": {**KINDS[kind], "clip_qkv": 0.5} for kind in ("olmoe_like", "gpt2_like")}
+CACHED_KINDS = ["query_key_norms", "query_key_norms_grouped", "clip", "olmo_2", "olmoe", "gpt_oss"]
 CACHE_CLASSES = (TransformerLensKeyValueCache, tl.HookedTransformerKeyValueCache)  # The judge's and ours.
 
 
@@ -125,7 +127,7 @@ def test_with_the_cache_is_as_without(bare, cached):
 
 
 @pytest.mark.parametrize("gradients", [(False, False, False), (True, True, True), (False, True, False)])
-@pytest.mark.parametrize("kind", ["query_key_norms", "query_key_norms_grouped", "clip", "olmo_2", "olmoe", "gpt_oss"])
+@pytest.mark.parametrize("kind", [*CACHED_KINDS, "olmoe_like_clipped", "gpt2_like_clipped"])
 def test_the_cache_holds_what_attention_takes(kind, gradients):
     """Keys out of their norm and within their bounds, whether the engine runs or, for gradients, the modules."""
     models, tokens = pair_of(CACHES[kind]), tokens_of(length=9)

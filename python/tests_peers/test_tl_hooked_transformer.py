@@ -300,22 +300,6 @@ def test_both_flags_of_inputs():
         ours.embed.register_forward_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("kind", ["olmoe_like", "gpt2_like"])
-@pytest.mark.parametrize("graph", [False, True])
-def test_a_cache_has_what_attention_takes(kind, graph):
-    """Keys through their norm, within bounds; with a graph the core and the modules take turns."""
-    judge, ours = pair_of({**KINDS[kind], "clip_qkv": 0.5})
-    caches = {judge: type_of_cache(judge), ours: tl.HookedTransformerKeyValueCache}
-    with torch.set_grad_enabled(graph):
-        for model in (judge, ours):
-            cache = caches[model] = caches[model].init_cache(model.cfg, "cpu", 2)
-            parts = [tokens_of(length=length, seed=length) for length in (5, 3, 1)]
-            last = [model(part, attention_mask=torch.ones_like(part), past_kv_cache=cache) for part in parts]
-            caches[model] = [*last, *(each for entry in cache for each in (entry.past_keys, entry.past_values))]
-    for found, expected in zip(caches[ours], caches[judge], strict=True):
-        assert_close(found, expected, EXACT)
-
-
 def hook_for(name, pick):
     return other_experts if "expert_indices" in name else pick.choice([shifting, shifting_in_place])
 
