@@ -13,11 +13,13 @@ set(public_headers
     text/tokenizer.h
     arch/architecture.h
     arch/config.h
+    arch/module_map.h
     arch/weight_map.h
     graph/activations.h
     graph/extension.h
     graph/graph.h
     graph/model.h
+    graph/module_tree.h
     graph/node.h
     graph/rows.h
     graph/weights.h

@@ -37,6 +37,8 @@ nlohmann::json config_from_gguf(const Architecture& architecture, const GgufFile
     if (found != file.metadata.end())
       config[nlohmann::json::json_pointer("/" + key.config)] = to_json_value(found->second);
   }
+  const auto padding = file.metadata.find("tokenizer.ggml.padding_token_id");
+  if (padding != file.metadata.end()) config["pad_token_id"] = to_json_value(padding->second);
   const auto tokens = file.metadata.find("tokenizer.ggml.tokens");
   const StoredTensor* embed = find_tensor(file, "token_embd.weight");
   if (embed != nullptr && !embed->shape.empty())

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "glassformer/arch/config.h"
+#include "glassformer/arch/module_map.h"
 #include "glassformer/arch/weight_map.h"
 
 namespace glassformer {
@@ -27,9 +28,11 @@ struct Architecture {
   std::string gguf_name;                 // general.architecture in GGUF, or empty.
   std::vector<GgufKey> gguf_keys;
   void (*read_config)(const ConfigReader& reader, ModelConfig& config) = nullptr;
-  std::string prefix;                    // May stand before each tensor's name in a file, or be missing.
-  std::vector<WeightRule> weights;       // Names in safetensors (and in live transformers models).
-  std::vector<WeightRule> gguf_weights;  // Names in GGUF.
+  std::string prefix;                            // May stand before each tensor's name in a file, or be missing.
+  std::vector<WeightRule> weights;               // Names in safetensors (and in live transformers models).
+  std::vector<WeightRule> gguf_weights;          // Names in GGUF.
+  std::vector<std::string> class_prefixes = {};  // Of each model_type: what `*` stands for in the modules' class names.
+  std::vector<ModuleRule> modules = {};          // In the order of `named_modules()`; none where there is no reference.
 };
 
 /// Every architecture that Glassformer has, one function each in arch/models/.

@@ -3,6 +3,7 @@
 // them.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,13 @@ struct Experts {
   bool top_first = false;     // The softmax is over the chosen experts only; else over all.
 };
 
+/// What the modules of the reference implementation say of themselves, and nothing here computes with.
+struct ReferenceDetails {
+  std::string activation;               // As the config calls it: several names are one function.
+  std::optional<int64_t> padding = {};  // The token whose embedding gets no gradient there.
+  double embed_dropout = 0, pattern_dropout = 0, out_dropout = 0;
+};
+
 struct ModelConfig {
   std::string architecture;  // transformers' model_type
   int64_t n_layers = 0;
@@ -114,6 +122,7 @@ struct ModelConfig {
   bool upcast_attention = false;  // Scores and pattern in float32 whatever the dtype.
   Biases biases;
   std::vector<LayerConfig> layers;
+  ReferenceDetails reference;
 
   bool has_local_rope() const;
   /// The norms of a block, in order, between one of its parts ("ln1": attention, "ln2": the MLP) and what that adds.

@@ -270,18 +270,27 @@ class GraphBuilder {
       const bool later = config_.bias_after_gate && part == std::string_view("in");
       return add(mlp + hook, wide, {"linear", {{in}}, steps::linear(w, later ? -1 : b), {w, later ? -1 : b}});
     };
-    const NodeId pre = projected("hook_pre", config_.gated_mlp ? "gate" : "in");
     const char* const active = config_.mlp_norm ? "hook_mid" : "hook_post";
     const std::string op = name_of(config_.activation);
     const steps::ActivationStep act = activation(mlp);
+    const NodeId pre = projected("hook_pre", config_.gated_mlp ? "gate" : "in");
+    const auto activated = [&](const char* hook) {
+      return add(mlp + hook, wide, {op, {{pre}}, steps::activate(act), {act.alpha_p, act.alpha_n}});
+    };
     NodeId post;
     if (config_.gated_mlp && !config_.mlp_norm) {
       const WeightId b = config_.bias_after_gate ? optional_weight(mlp + "in.bias") : -1;
+      const NodeId factor = act.kind == Activation::kClampedGlu ? -1 : activated("hook_act");
       const NodeId pre_linear = projected("hook_pre_linear", "in");
-      post = add(mlp + active, wide,
-                 {op + "_times", {{pre}, {pre_linear}}, steps::gate(act, b), {act.alpha_p, act.alpha_n, b}});
+      StepSpec whole{op + "_times", {{pre}, {pre_linear}}, steps::gate(act, b), {act.alpha_p, act.alpha_n, b}};
+      if (factor < 0) {
+        post = add(mlp + active, wide, std::move(whole));
+      } else {
+        post = add(mlp + active, wide, {"times", {{factor}, {pre_linear}}, steps::times(b), {b}});
+        shortcut(post, {factor}, std::move(whole));
+      }
     } else {
-      post = add(mlp + active, wide, {op, {{pre}}, steps::activate(act), {act.alpha_p, act.alpha_n}});
+      post = activated(active);
     }
     if (config_.mlp_norm)
       post = add(mlp + "hook_post", wide,

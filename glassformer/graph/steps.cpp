@@ -262,4 +262,11 @@ Run gate(const ActivationStep& activation, WeightId bias) {
   };
 }
 
+Run times(WeightId bias) {
+  return [bias](const StepCall& call) {
+    const at::Tensor product = call.inputs[0].mul(call.inputs[1]);
+    return bias < 0 ? product : product + call.weights.get(bias);
+  };
+}
+
 }  // namespace glassformer::steps

@@ -102,6 +102,8 @@ at::Tensor activated(const at::Tensor& x, Activation activation);
 Run activate(const ActivationStep& activation);
 /// (x, y) -> activation(x) times y, plus the bias (-1: none).
 Run gate(const ActivationStep& activation, WeightId bias = -1);
+/// (x, y) -> x times y, plus the bias (-1: none): `gate` once the activation is there.
+Run times(WeightId bias = -1);
 at::Tensor gated(const StepCall& call, const at::Tensor& x, const at::Tensor& y, const ActivationStep& activation);
 
 }  // namespace glassformer::steps

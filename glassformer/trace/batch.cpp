@@ -34,7 +34,7 @@ int64_t Batch::length() const {
 }
 
 at::Tensor Batch::mask() const {
-  at::Tensor mask = at::zeros({size(), length()}, at::kBool);
+  at::Tensor mask = at::zeros({size(), length()}, at::TensorOptions(model().weights().device()).dtype(at::kBool));
   for (size_t i = 0; i < traces_.size(); ++i)
     mask.narrow(0, static_cast<int64_t>(i), 1)
         .narrow(1, length() - traces_[i].length(), traces_[i].length())

@@ -24,7 +24,7 @@ class Batch {
   int64_t size() const { return static_cast<int64_t>(traces_.size()); }
   /// Positions of the longest.
   int64_t length() const;
-  /// `batch pos`, bool: true at real tokens; padding stands at the left.
+  /// `batch pos`, bool, on the model's device: true at real tokens; padding stands at the left.
   at::Tensor mask() const;
 
   /// A node of all traces as one tensor, its positions filled up at the left with zeros (scores: -inf).

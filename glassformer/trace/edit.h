@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <unordered_map>
 #include <unordered_set>
@@ -33,7 +34,7 @@ struct HookResult {
   std::shared_ptr<void> use = {};  // Shared by the traces that have it now; null in the hook's memory.
 };
 
-/// A hook's call, kept as long as the hook: it is never called again with the same numbers.
+/// A hook's call, kept as long as the hook: one that reads no other nodes is never called again with the same numbers.
 struct HookMemory {
   at::Tensor input;
   HookResult result;
@@ -48,6 +49,8 @@ struct Hook {
   // By segment and what the input depended on: computed again it may differ in rounding, and is the same input.
   std::map<HookKey, HookResult> by_lineage = {};
   std::vector<std::shared_ptr<Edit>> made = {};  // Ends with the hook.
+  // Other nodes that its calls have read: its results depend on these too, so nothing is remembered of such a hook.
+  std::set<NodeId> looked_at = {};
 };
 
 struct Edit {

@@ -3,10 +3,12 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/index_fill.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "glassformer/base/errors.h"
 #include "glassformer/text/tokenizer.h"
@@ -92,11 +94,9 @@ std::string Generation::finish_of(const Generated& result, const Trace& trace) c
   return "";
 }
 
-std::vector<int64_t> Generation::step() {
-  const at::NoGradGuard no_grad;
-  std::vector<int64_t> ids(traces_.size(), -1);
-  if (done()) return ids;
-  std::vector<Trace*> active;
+void Generation::begin_step() {
+  if (begun_) return;
+  begun_ = true;
   for (size_t i = 0; i < traces_.size(); ++i) {
     if (!results_[i].finish.empty()) continue;
     if (to_append_[i] >= 0) {
@@ -105,14 +105,29 @@ std::vector<int64_t> Generation::step() {
       to_append_[i] = -1;
     }
     apply_edits(*traces_[i], begins_[i]);
-    active.push_back(traces_[i]);
   }
+}
+
+// Logits of one position; while there are too few new tokens, none that ends the text can be drawn.
+at::Tensor Generation::without_stop(const at::Tensor& logits, const Generated& result) const {
+  if (static_cast<int64_t>(result.ids.size()) >= options_.min_new_tokens || stop_tokens_.empty()) return logits;
+  return logits.index_fill(1, as_tensor(stop_tokens_).to(logits.device()), -std::numeric_limits<double>::infinity());
+}
+
+std::vector<int64_t> Generation::step() {
+  const at::NoGradGuard no_grad;
+  std::vector<int64_t> ids(traces_.size(), -1);
+  if (done()) return ids;
+  begin_step();
+  std::vector<Trace*> active;
+  for (size_t i = 0; i < traces_.size(); ++i)
+    if (results_[i].finish.empty()) active.push_back(traces_[i]);
   const std::vector<at::Tensor> logits = read_all(active, "logits", Positions{{-1}}, {.keep_values = true});
   std::vector<at::Tensor> rows;
   size_t next = 0;
   // Ended sequences take part in the draw, so that the others' draws are those of the whole batch.
   for (const Generated& result : results_)
-    rows.push_back(result.finish.empty() ? logits[next++].squeeze(1)
+    rows.push_back(result.finish.empty() ? without_stop(logits[next++].squeeze(1), result)
                                          : at::zeros({1, logits.front().size(2)}, logits.front().options()));
   const at::Tensor drawn = sample(at::cat(rows, 0), texts_, options_.sampler, generator_.get()).to(at::kCPU);
   for (size_t i = 0; i < traces_.size(); ++i) {
@@ -124,6 +139,7 @@ std::vector<int64_t> Generation::step() {
     results_[i].finish = finish_of(results_[i], *traces_[i]);
   }
   ++step_;
+  begun_ = false;
   return ids;
 }
 

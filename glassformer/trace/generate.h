@@ -27,6 +27,7 @@ struct StepHook {
 
 struct GenerateOptions {
   int64_t max_new_tokens = 20;
+  int64_t min_new_tokens = 0;  // Before so many no stop token is drawn.
   SamplerOptions sampler = {};
   std::optional<uint64_t> seed = {};                     // Of a generator of its own; missing: torch's default one.
   std::optional<std::vector<int64_t>> stop_tokens = {};  // Missing: the model's end-of-text tokens.
@@ -47,12 +48,16 @@ class Generation {
   Generation(std::vector<Trace*> traces, GenerateOptions options);
 
   bool done() const;
+  /// Appends the tokens drawn last and makes the next step's edits, so that the step can be read before `step` draws.
+  /// `step` does so by itself.
+  void begin_step();
   /// One more token for each unfinished sequence: their ids, -1 for those that had ended.
   std::vector<int64_t> step();
   const std::vector<Generated>& results() const { return results_; }
 
  private:
   void apply_edits(Trace& trace, int64_t begin) const;
+  at::Tensor without_stop(const at::Tensor& logits, const Generated& result) const;
   std::string finish_of(const Generated& result, const Trace& trace) const;
 
   std::vector<Trace*> traces_;
@@ -64,6 +69,7 @@ class Generation {
   std::vector<int64_t> begins_;     // Where the current step's positions start.
   std::vector<int64_t> to_append_;  // The last step's tokens.
   int64_t step_ = 0;
+  bool begun_ = false;  // Whether the tokens of the step before stand in the traces.
 };
 
 /// All steps at once.

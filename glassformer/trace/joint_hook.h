@@ -27,7 +27,7 @@ Request input_of(const TraceState& trace, NodeId node, const HookSegment& segmen
 /// What a hook gets; in memory that nobody else holds.
 at::Tensor hook_input(const TraceState& trace, const Node& node, const HookSegment& segment);
 /// What the hook makes of a copy of `before`: what it returned, or the copy.
-at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& segment, const Hook& hook,
+at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& segment, Hook& hook,
                      const at::Tensor& before);
 /// The result of an earlier call with the same numbers, or null.
 const HookResult* remembered(const Hook& hook, const HookSegment& segment, const at::Tensor& input, uint64_t hash);

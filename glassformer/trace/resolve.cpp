@@ -169,12 +169,12 @@ bool is_same(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && first_difference(a, b, RowSet(0, a.size(0)), 0) < 0;
 }
 
-at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& segment, const Hook& hook,
+at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& segment, Hook& hook,
                      const at::Tensor& before) {
   const at::Tensor given = before.clone(at::MemoryFormat::Contiguous);
   at::Tensor after;
   {
-    const RunningHook running(trace, node.id);
+    const RunningHook running(trace, node.id, &hook.looked_at);
     after = hook.function(given, HookCall(node, segment.number, segment.begin, segment.end, &trace));
   }
   trace.require_same_weights();
@@ -183,7 +183,7 @@ at::Tensor call_hook(TraceState& trace, const Node& node, const HookSegment& seg
 
 void remember_call(Hook& hook, uint64_t hash, const at::Tensor& input, const HookResult& result) {
   if (result.overlay) hook.made.push_back(result.overlay);
-  hook.calls.emplace(hash, HookMemory{input, result});
+  if (hook.looked_at.empty()) hook.calls.emplace(hash, HookMemory{input, result});
 }
 
 std::shared_ptr<Edit> segment_overlay(const TraceState& trace, const Node& node, const HookSegment& segment,
@@ -218,6 +218,7 @@ bool is_of(const HookMemory& call, const HookSegment& segment) {
 
 // The result of an earlier call whose input depended on the same edits, or null.
 const HookResult* remembered(const Hook& hook, const HookSegment& segment) {
+  if (!hook.looked_at.empty()) return nullptr;
   const auto known = hook.by_lineage.find(segment.key());
   return known == hook.by_lineage.end() ? nullptr : &known->second;
 }
@@ -225,6 +226,7 @@ const HookResult* remembered(const Hook& hook, const HookSegment& segment) {
 }  // namespace
 
 const HookResult* remembered(const Hook& hook, const HookSegment& segment, const at::Tensor& input, uint64_t hash) {
+  if (!hook.looked_at.empty()) return nullptr;
   const auto [begin, end] = hook.calls.equal_range(hash);
   for (auto call = begin; call != end; ++call)
     if (is_of(call->second, segment) && is_same(call->second.input, input)) return &call->second.result;
@@ -446,6 +448,7 @@ void check_reading(std::span<TraceState* const> traces, NodeId node) {
                            " is running: only earlier nodes of its trace can be read; found ",
                            model.graph().node(node).name));
     trace->begin().require(node);
+    if (trace->looked_at != nullptr) trace->looked_at->insert(node);
   }
 }
 

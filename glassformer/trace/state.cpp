@@ -238,8 +238,16 @@ void TraceState::add_hook(NodeId node, Hook hook) {
 void TraceState::forget_effects(NodeId node, int64_t first_row) {
   tape.forget_after(begin(), node);
   if (first_row > 0 && (first_row < family->lineages.keys_ahead() || may_look_ahead())) first_row = 0;
-  for (Entry& entry : entries)
+  for (Entry& entry : entries) {
     if (entry.edit->changes_values() && begin().reaches(node, entry.edit->node)) forget_effect(entry, first_row);
+    if (!entry.edit->hook || entry.edit->node <= node) continue;
+    const std::set<NodeId>& read = entry.edit->hook->looked_at;
+    if (std::any_of(read.begin(), read.end(), [&](NodeId id) { return id == node || begin().reaches(node, id); })) {
+      forget_effect(entry, first_row);
+      tape.strip(entry.edit->node);
+      forget_effects(entry.edit->node, first_row);
+    }
+  }
 }
 
 void TraceState::forget_effect(Entry& entry, int64_t first_row) {
@@ -276,7 +284,9 @@ void TraceState::follow_weights() {
     if (is_reached(value.node) && value.detached.empty()) value.detached = "a weight changed";
   all_known = nullptr;
   for (Entry& entry : entries) {
-    const int64_t epoch = family->weights.epoch_of(entry.edit->node);
+    int64_t epoch = family->weights.epoch_of(entry.edit->node);
+    if (entry.edit->hook)
+      for (NodeId read : entry.edit->hook->looked_at) epoch = std::max(epoch, family->weights.epoch_of(read));
     if (!entry.edit->changes_values() || epoch <= weight_epoch) continue;
     entry.from.reset();
     entry.settled = -1;

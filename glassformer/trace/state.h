@@ -2,6 +2,7 @@
 // Internal to trace/: a trace from the inside, its edits and what they change.
 
 #include <optional>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -22,13 +23,14 @@ struct TraceState {
   std::shared_ptr<Family> family;
   std::shared_ptr<Stem> stem;
   int64_t length = 0;
-  std::vector<int64_t> segments;         // Where the prompt and each append begin.
-  std::vector<Entry> entries;            // In the order in which they count: by node, then as made.
-  NodeId in_hook = -1;                   // While a hook runs: its node.
-  mutable Lineage* all_known = nullptr;  // All that is known to change something; null: to be put together again.
-  int64_t weight_epoch = 0;              // Of the family's weights, when what `entries` change was found out.
-  bool tracked = false;                  // Every value carries a graph while gradients are on.
-  at::Tensor given_with_graph;           // What was given in the place of tokens, if it carries a graph.
+  std::vector<int64_t> segments;          // Where the prompt and each append begin.
+  std::vector<Entry> entries;             // In the order in which they count: by node, then as made.
+  NodeId in_hook = -1;                    // While a hook runs: its node,
+  std::set<NodeId>* looked_at = nullptr;  // and where the nodes that it reads are noted.
+  mutable Lineage* all_known = nullptr;   // All that is known to change something; null: to be put together again.
+  int64_t weight_epoch = 0;               // Of the family's weights, when what `entries` change was found out.
+  bool tracked = false;                   // Every value carries a graph while gradients are on.
+  at::Tensor given_with_graph;            // What was given in the place of tokens, if it carries a graph.
   Tape tape;
   std::vector<LiveValue> live;
 
@@ -144,12 +146,15 @@ void require_same_source(TraceState& trace, const Entry& entry, const at::Tensor
 /// Marks a trace while one of its hooks runs.
 class RunningHook {
  public:
-  RunningHook(TraceState& trace, NodeId node) : trace_(trace), before_(trace.in_hook) {
+  RunningHook(TraceState& trace, NodeId node, std::set<NodeId>* looked_at = nullptr)
+      : trace_(trace), before_(trace.in_hook), looked_at_before_(trace.looked_at) {
     trace.in_hook = node;
+    trace.looked_at = looked_at;
     ++trace.family->hooks_running;
   }
   ~RunningHook() {
     trace_.in_hook = before_;
+    trace_.looked_at = looked_at_before_;
     --trace_.family->hooks_running;
   }
   RunningHook(const RunningHook&) = delete;
@@ -158,6 +163,7 @@ class RunningHook {
  private:
   TraceState& trace_;
   NodeId before_;
+  std::set<NodeId>* looked_at_before_;
 };
 
 /// Finds out what the edits of these traces change at `node`: compares overlays, calls hooks.

@@ -101,7 +101,8 @@ class Trace {
   void edit(std::string_view node, const std::function<at::Tensor(const at::Tensor& value)>& change);
   /// Puts a function onto a node. It is called when a read first needs it, once for each segment (the prompt, each
   /// append) and state of what it is given, with a copy of the node's whole value there; never again for the same
-  /// input. What it returns stands in the node; `ShapeError` where it can't.
+  /// input, unless it reads other nodes (`HookCall::read`): then whenever one of these changes. What it returns stands
+  /// in the node; `ShapeError` where it can't.
   void hook(std::string_view node, HookFunction function, const HookOptions& options = {});
   /// Puts a function onto a node's gradient: in backward passes through what this trace hands out with a graph, it is
   /// called with the gradient of the node's whole value, and what it returns flows on to what lies before the node. It

@@ -56,8 +56,14 @@ void bind_generate(py::module_& module) {
                        std::optional<uint64_t> seed, std::optional<std::vector<int64_t>> stop_tokens,
                        const std::vector<std::string>& stop_strings,
                        const std::vector<std::tuple<std::string, at::Tensor, py::object, std::vector<int64_t>>>& edits,
-                       const std::vector<std::tuple<std::string, py::object, std::vector<int64_t>>>& hooks) {
-             GenerateOptions options{max_new_tokens, sampler, seed, std::move(stop_tokens), stop_strings, {}, {}};
+                       const std::vector<std::tuple<std::string, py::object, std::vector<int64_t>>>& hooks,
+                       int64_t min_new_tokens) {
+             GenerateOptions options{.max_new_tokens = max_new_tokens,
+                                     .min_new_tokens = min_new_tokens,
+                                     .sampler = sampler,
+                                     .seed = seed,
+                                     .stop_tokens = std::move(stop_tokens),
+                                     .stop_strings = stop_strings};
              for (const auto& [node, function, steps] : hooks)
                options.hooks.push_back({node, python_hook(function), steps});
              if (traces.empty()) throw InputError("no prompts");
@@ -65,8 +71,10 @@ void bind_generate(py::module_& module) {
              return Generation(traces, options);
            }),
            py::arg("traces"), py::arg("max_new_tokens"), py::arg("sampler"), py::arg("seed"), py::arg("stop_tokens"),
-           py::arg("stop_strings"), py::arg("edits"), py::arg("hooks"), py::keep_alive<1, 2>())
+           py::arg("stop_strings"), py::arg("edits"), py::arg("hooks"), py::arg("min_new_tokens") = 0,
+           py::keep_alive<1, 2>())
       .def("done", &Generation::done)
+      .def("begin_step", &Generation::begin_step)
       .def("step", &Generation::step, Release())
       .def("results", &Generation::results);
 }

@@ -2,6 +2,7 @@
 
 #include "glassformer/arch/architecture.h"
 #include "glassformer/graph/model.h"
+#include "glassformer/graph/module_tree.h"
 #include "glassformer/text/tokenizer.h"
 #include "python/bindings/bindings.h"
 
@@ -113,6 +114,23 @@ void bind_model(py::module_& module) {
         return nodes;
       },
       py::arg("config_json"));
+  py::class_<ModuleParameter>(module, "ModuleParameter", "A parameter of a module, and the weights that lie in it.")
+      .def_readonly("name", &ModuleParameter::name)
+      .def_readonly("weights", &ModuleParameter::weights)
+      .def_readonly("transposed", &ModuleParameter::transposed);
+  py::class_<ModuleInfo>(module, "ModuleInfo", "A module of the reference implementation, and its nodes.")
+      .def_readonly("path", &ModuleInfo::path)
+      .def_readonly("class_name", &ModuleInfo::class_name)
+      .def_readonly("description", &ModuleInfo::description)
+      .def_readonly("layer", &ModuleInfo::layer)
+      .def_readonly("part", &ModuleInfo::part)
+      .def_readonly("standard", &ModuleInfo::standard)
+      .def_readonly("input", &ModuleInfo::input)
+      .def_readonly("output", &ModuleInfo::output)
+      .def_readonly("more_outputs", &ModuleInfo::more_outputs)
+      .def_readonly("input_is_private", &ModuleInfo::input_is_private)
+      .def_readonly("call_begin", &ModuleInfo::call_begin)
+      .def_readonly("parameters", &ModuleInfo::parameters);
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def_static(
           "load",
@@ -164,6 +182,7 @@ void bind_model(py::module_& module) {
             return std::const_pointer_cast<Model>(model.to({dtype, device}));
           },
           py::arg("dtype"), py::arg("device"), py::call_guard<py::gil_scoped_release>())
+      .def("module_tree", &module_tree)
       .def("keys_and_values",
            [](const Model& model, int64_t layer) {
              const auto [k, v] = model.graph().keys_and_values(layer);

@@ -17,5 +17,6 @@ void bind_factored(pybind11::module_& module);
 void bind_steps(pybind11::module_& module);
 void bind_residual(pybind11::module_& module);
 void bind_losses(pybind11::module_& module);
+void bind_nnsight(pybind11::module_& module);
 
 }  // namespace glassformer

@@ -15,4 +15,5 @@ PYBIND11_MODULE(_core, module) {
   glassformer::bind_steps(module);
   glassformer::bind_residual(module);
   glassformer::bind_losses(module);
+  glassformer::bind_nnsight(module);
 }

@@ -123,8 +123,8 @@ class Trace:
         segment 0, each `append` one more; `segments` picks some), and with `call.name`, `call.layer`, `call.segment`
         and the positions from `call.begin` to `call.end`. What it returns stands in the node; with None its argument
         does, changed in place or not. It is called once for each segment and input: never again for the same numbers,
-        in forks neither. Inside it only earlier nodes of its trace can be read, and nothing of it edited
-        (`OrderError`).
+        in forks neither. Inside it only earlier nodes of its trace can be read (`call.read`), and nothing of it edited
+        (`OrderError`); one that reads some is called again when these change.
         """
         self.core.hook(node_name(name), function, _segments(segments))
 
@@ -330,7 +330,7 @@ class Batch:
 
     @property
     def mask(self) -> torch.Tensor:
-        """True at real tokens: `batch pos`."""
+        """True at real tokens: `batch pos`, on the model's device."""
         return self.core.mask()
 
     @property

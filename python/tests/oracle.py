@@ -197,8 +197,9 @@ class _Pass:
             pre = self.put(f"{node}hook_pre", linear(x, "c_fc"))
             return linear(self.put(f"{node}hook_post", self.activation(pre)), "c_proj")
         pre = self.put(f"{node}hook_pre", linear(x, "gate_proj"))
+        factor = self.put(f"{node}hook_act", self.activation(pre))
         other = self.put(f"{node}hook_pre_linear", linear(x, "up_proj"))
-        return linear(self.put(f"{node}hook_post", self.activation(pre) * other), "down_proj")
+        return linear(self.put(f"{node}hook_post", factor * other), "down_proj")
 
     def activation(self, x):
         config = self.oracle.config

@@ -357,3 +357,75 @@ def test_names_without_a_layer(tiny):
     assert tiny.model.node_name(("normalized",)) == "ln_final.hook_normalized"
     with pytest.raises(glassformer.NameError):
         tiny.model.node_name("out")
+
+
+def by_hand(trace, site, value):
+    """The logits of a fork in which numbers stand at a node."""
+    fork = trace.fork()
+    fork.unset(site)
+    fork[site] = value
+    return fork.logits
+
+
+@pytest.mark.parametrize("by_call", [True, False], ids=["call.read", "trace.read"])
+@pytest.mark.parametrize("with_graph", [False, True], ids=["plain", "graph"])
+def test_a_hook_is_called_again_when_what_it_read_changes(tiny, with_graph, by_call):
+    """Its own input stays the same: a layer in between is set to fixed numbers."""
+    trace = tiny.model.trace(random_tokens(2, 6)).requires_grad_(with_graph)
+    calls = Calls()
+
+    def twice(value, call):
+        calls(value, call)
+        return (call if by_call else trace).read("resid_post0") * 2
+
+    trace.hook("resid_post2", twice)
+    trace["resid_post1"] = 0.5
+    for change in (None, 1.0, 1.0, 3.0):
+        if change is not None:
+            trace["resid_post0"] = change
+        expected = trace.read("resid_post0").detach() * 2
+        assert torch.equal(trace.read("resid_post2").detach(), expected)
+        assert_close(trace.logits.detach(), by_hand(trace, "resid_post2", expected).detach(), 1e-12)
+    assert len(calls.seen) == 4
+    trace.logits_at(-1)
+    trace.fork().logits_at(0)
+    assert len(calls.seen) == 4 + with_graph  # A fork's graph is its own.
+
+
+@pytest.mark.parametrize("with_graph", [False, True], ids=["plain", "graph"])
+def test_a_hook_reads_a_node_that_nothing_of_its_own_depends_on(tiny, with_graph):
+    trace = tiny.model.trace(random_tokens(2, 6)).requires_grad_(with_graph)
+    trace.hook("attn_out1", lambda value, call: value + 1)
+    trace.hook("v1", lambda value, call: call.read("k1") * 2)
+    first = trace.logits.detach()
+    trace["k1"] = 1.0
+    assert trace.read("v1").unique().tolist() == [2]
+    assert_close(trace.logits.detach(), by_hand(trace, "v1", 2.0).detach(), 1e-12)
+    assert not torch.equal(trace.logits.detach(), first)
+    trace.unset("k1")
+    assert_close(trace.logits.detach(), first, 1e-12)
+
+
+def test_a_hook_reads_what_a_weight_changes():
+    model = glassformer.load(make_model("gpt2", torch.float64))
+    trace = model.trace(random_tokens(1, 5))
+    trace.hook("resid_post2", lambda value, call: call.read("resid_post0") * 2)
+    trace["resid_post1"] = 0.5
+    before = trace.read("resid_post2")
+    model.weights["blocks.0.mlp.out.weight"] *= 2
+    assert not torch.equal(trace.read("resid_post2"), before)
+    assert torch.equal(trace.read("resid_post2"), trace.read("resid_post0") * 2)
+
+
+def test_a_hook_that_reads_at_each_step():
+    model = glassformer.load(make_model("gpt2", torch.float64))
+    trace = model.trace(random_tokens(1, 5))
+    calls = Calls()
+    trace.hook("resid_post2", lambda value, call: calls(value, call) or call.read("resid_post0") * 2)
+    trace.logits_at(-1)
+    trace.append([3, 4])
+    trace.logits_at(-1)
+    assert calls.seen == [("blocks.2.hook_resid_post", 0, 0, 5), ("blocks.2.hook_resid_post", 1, 5, 7)]
+    trace.at([6]).set("resid_post0", 1.0)
+    assert torch.equal(trace.read("resid_post2"), trace.read("resid_post0") * 2)
+    assert calls.seen[2:] == [("blocks.2.hook_resid_post", 1, 5, 7)]

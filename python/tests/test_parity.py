@@ -369,6 +369,7 @@ def test_nodes_inside_llama(name):
                 prefix + "ln1.hook_out": seen.outputs[base + "input_layernorm"],
                 prefix + "ln2.hook_out": seen.outputs[base + "post_attention_layernorm"],
                 prefix + "mlp.hook_pre": seen.outputs[base + "mlp.gate_proj"],
+                prefix + "mlp.hook_act": seen.outputs[base + "mlp.act_fn"],
                 prefix + "mlp.hook_pre_linear": seen.outputs[base + "mlp.up_proj"],
                 prefix + "mlp.hook_post": seen.inputs[base + "mlp.down_proj"],
                 prefix + "hook_mlp_out": seen.outputs[base + "mlp"],

@@ -25,6 +25,7 @@ PASSED_OVER = (
     "attn_scores",
     "hook_pattern",
     "hook_result",
+    "mlp.hook_act",
     "hook_expert_gate",
     "hook_expert_out",
     "ln2.hook_scale",

@@ -119,6 +119,20 @@ def test_skipped_nodes_cost_nothing_until_read(tiny):
     assert trace.work() == {"blocks.1.attn.hook_attn_scores": 1, "blocks.1.attn.hook_pattern": 1}
 
 
+def test_activation_of_a_gated_mlp_costs_nothing_until_read_or_edited():
+    trace = subject("llama_grouped").model.trace(random_tokens(1, 6))
+    trace.read("logits")
+    assert not any("hook_act" in name for name in trace.work())
+    trace.reset_work()
+    trace.read("act1", [5])
+    assert trace.work() == {"blocks.1.mlp.hook_act": 1}
+    trace.reset_work()
+    trace.set("act1", 0.5, np.s_[:, 5, 1])
+    trace.read("logits")
+    work = trace.work()
+    assert work["blocks.1.mlp.hook_post"] == 1 and not any("hook_act" in name for name in work)
+
+
 def test_edited_head_opens_its_own_layer_only(tiny):
     trace = tiny.model.trace(random_tokens(1, 6))
     trace.read("logits")

@@ -23,7 +23,11 @@ void read_config(const ConfigReader& reader, ModelConfig& config) {
   config.norm = Norm::kLayerNorm;
   config.norm_eps = reader.real("layer_norm_epsilon", 1e-5);
   config.positions = PositionEmbedding::kLearned;
-  config.activation = activation_named(reader.text("activation_function", "gelu_new"), reader.path());
+  config.reference = {.activation = reader.text("activation_function", "gelu_new"),
+                      .embed_dropout = reader.real("embd_pdrop", 0.1),
+                      .pattern_dropout = reader.real("attn_pdrop", 0.1),
+                      .out_dropout = reader.real("resid_pdrop", 0.1)};
+  config.activation = activation_named(config.reference.activation, reader.path());
   config.tied_unembed = reader.flag("tie_word_embeddings", true);
   config.upcast_attention = reader.flag("reorder_and_upcast_attn", false);
   config.biases = {.q = true, .k = true, .v = true, .o = true, .mlp_in = true, .mlp_out = true};
@@ -38,6 +42,7 @@ void read_config(const ConfigReader& reader, ModelConfig& config) {
 }  // namespace
 
 Architecture gpt2() {
+  using enum ModulePart;
   constexpr Layout kConv1D = Layout::kColumns;
   return {
       .model_types = {"gpt2"},
@@ -89,6 +94,28 @@ Architecture gpt2() {
                        {"output_norm.weight", {"ln_final.weight"}},
                        {"output_norm.bias", {"ln_final.bias"}},
                        {"output.weight", {"unembed.weight"}}},
+      .class_prefixes = {"GPT2"},
+      .modules = {{"", "*LMHeadModel", kModel},
+                  {"transformer", "*Model", kDecoder},
+                  {"transformer.wte", "Embedding", kEmbed},
+                  {"transformer.wpe", "Embedding", kPosEmbed},
+                  {"transformer.drop", "Dropout", kEmbedDropout},
+                  {"transformer.h", "ModuleList", kBlocks},
+                  {"transformer.h.{}", "*Block", kBlock},
+                  {"transformer.h.{}.ln_1", "LayerNorm", kAttnNorm},
+                  {"transformer.h.{}.attn", "*Attention", kAttention},
+                  {"transformer.h.{}.attn.c_attn", "Conv1D", kQkv},
+                  {"transformer.h.{}.attn.c_proj", "Conv1D", kO},
+                  {"transformer.h.{}.attn.attn_dropout", "Dropout", kAttnDropout},
+                  {"transformer.h.{}.attn.resid_dropout", "Dropout", kAttnOutDropout},
+                  {"transformer.h.{}.ln_2", "LayerNorm", kMlpNorm},
+                  {"transformer.h.{}.mlp", "*MLP", kMlp},
+                  {"transformer.h.{}.mlp.c_fc", "Conv1D", kMlpIn},
+                  {"transformer.h.{}.mlp.c_proj", "Conv1D", kMlpOut},
+                  {"transformer.h.{}.mlp.act", "", kActivation},
+                  {"transformer.h.{}.mlp.dropout", "Dropout", kMlpDropout},
+                  {"transformer.ln_f", "LayerNorm", kFinalNorm},
+                  {"lm_head", "Linear", kUnembed}},
   };
 }
 

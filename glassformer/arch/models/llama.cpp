@@ -35,7 +35,9 @@ void read_config(const ConfigReader& reader, ModelConfig& config) {
   // Dynamic scaling is there to go beyond the context.
   if (config.rope.scaling == RopeScaling::kDynamic)
     config.n_ctx = static_cast<int64_t>(static_cast<double>(config.n_ctx) * std::max(1.0, config.rope.factor));
-  config.activation = activation_named(reader.text("hidden_act", "silu"), reader.path());
+  config.reference.activation = reader.text("hidden_act", "silu");
+  if (reader.has("pad_token_id")) config.reference.padding = reader.integer("pad_token_id");
+  config.activation = activation_named(config.reference.activation, reader.path());
   config.gated_mlp = true;
   config.tied_unembed = reader.flag("tie_word_embeddings", false);
   const bool attention = reader.flag("attention_bias", false), mlp = reader.flag("mlp_bias", false);
@@ -49,6 +51,7 @@ void read_config(const ConfigReader& reader, ModelConfig& config) {
 }  // namespace
 
 Architecture llama() {
+  using enum ModulePart;
   return {
       .model_types = {"llama", "mistral"},
       .gguf_name = "llama",
@@ -105,6 +108,27 @@ Architecture llama() {
                        {"blk.{}.ffn_down.bias", {"blocks.{}.mlp.out.bias"}},
                        {"output_norm.weight", {"ln_final.weight"}},
                        {"output.weight", {"unembed.weight"}}},
+      .class_prefixes = {"Llama", "Mistral"},
+      .modules = {{"", "*ForCausalLM", kModel},
+                  {"model", "*Model", kDecoder},
+                  {"model.embed_tokens", "Embedding", kEmbed},
+                  {"model.layers", "ModuleList", kBlocks},
+                  {"model.layers.{}", "*DecoderLayer", kBlock},
+                  {"model.layers.{}.self_attn", "*Attention", kAttention},
+                  {"model.layers.{}.self_attn.q_proj", "Linear", kQ},
+                  {"model.layers.{}.self_attn.k_proj", "Linear", kK},
+                  {"model.layers.{}.self_attn.v_proj", "Linear", kV},
+                  {"model.layers.{}.self_attn.o_proj", "Linear", kO},
+                  {"model.layers.{}.mlp", "*MLP", kMlp},
+                  {"model.layers.{}.mlp.gate_proj", "Linear", kMlpGate},
+                  {"model.layers.{}.mlp.up_proj", "Linear", kMlpIn},
+                  {"model.layers.{}.mlp.down_proj", "Linear", kMlpOut},
+                  {"model.layers.{}.mlp.act_fn", "", kActivation},
+                  {"model.layers.{}.input_layernorm", "*RMSNorm", kAttnNorm},
+                  {"model.layers.{}.post_attention_layernorm", "*RMSNorm", kMlpNorm},
+                  {"model.norm", "*RMSNorm", kFinalNorm},
+                  {"model.rotary_emb", "*RotaryEmbedding", kRotary},
+                  {"lm_head", "Linear", kUnembed}},
   };
 }
 
