@@ -39,6 +39,75 @@ def gpt2_small() -> str:
     return str(folder)
 
 
+def gpt2_tiny() -> str:
+    """A folder with a random GPT-2 of 4 layers, d_model 32 and 4 heads, where little but overhead takes time."""
+    folder = FOLDER / "gpt2_tiny"
+    if not (folder / "config.json").exists():
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(n_layer=4, n_embd=32, n_head=4, vocab_size=64, n_positions=64)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def nnsight_model(source: str):
+    """nnsight's LanguageModel on a model of `transformers`; it takes token ids alone."""
+    import tokenizers
+    import transformers
+    from nnsight import LanguageModel
+
+    letters = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="a", eos_token="b")
+    return LanguageModel(transformers_model(source), tokenizer=tokenizer)
+
+
+def _block(output):
+    """The hidden state of a block's output: in some versions a tuple, in others a tensor."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def traced_values(model, n_values: int):
+    """Fifty traces that read some values, or calls of the model alone; the values of the last."""
+    import torch
+
+    prompt = torch.arange(8)[None]
+    found = []
+    for _ in range(50):
+        if n_values == 0:
+            found = [model(prompt).logits if hasattr(model, "engine") else model._module(prompt).logits]
+        elif n_values == 1:
+            with model.trace(prompt):
+                value = _block(model.transformer.h[-1].output).save()
+            found = [value]
+        else:
+            with model.trace(prompt):
+                found = [].save()
+                for layer in model.transformer.h:
+                    found.append(layer.input)
+                    found.append(layer.ln_1.output)
+                    found.append(layer.ln_2.output)
+                    found.append(layer.mlp.c_fc.output)
+                    found.append(layer.mlp.output)
+                    found.append(_block(layer.output))
+    return {str(index): value.detach().as_subclass(torch.Tensor).clone() for index, value in enumerate(found)}
+
+
+def generated_with_edits(model, prompt):
+    """50 tokens with an edit and a read at every step: the ids, and the last block's last values."""
+    import torch
+
+    options = {"attention_mask": torch.ones_like(prompt), "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
+    with model.generate(prompt, max_new_tokens=50, **options) as tracer:
+        streams = [].save()
+        for _ in tracer.iter[:50]:
+            _block(model.model.layers[10].output)[:, -1, 0] = 2.0
+            streams.append(_block(model.model.layers[29].output)[0, -1])
+    with_last = torch.stack([value.detach().as_subclass(torch.Tensor) for value in streams])
+    return with_last
+
+
 def tokens(batch: int, length: int, seed: int = 0):
     """Random ids: `batch pos`."""
     import torch

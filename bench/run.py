@@ -4,7 +4,8 @@ A task is a folder of bench/tasks, a contender a file in it. A contender has `se
 `run(state)`, which gives results (a tensor, or a dict or list of results); `ENVIRONMENT = "tl"` sends it to .venv-tl.
 The task's `task.py` has a `TITLE`, `CASES` (a dict from a name to setup's arguments), a `TOLERANCE` (the largest
 difference allowed, as a share of the largest value; 0 means equal) and `FRESH = True` where each round takes a new
-process, whose whole life is measured too, and how much more memory than after `setup` it had at most.
+process, whose whole life is measured too, and how much more memory than after `setup` it had at most. `ROUNDS` and
+`THREADS` are its own where it has them.
 
 Each contender runs in a process of its own. Before anything is timed the results of all contenders must agree; then
 the contenders take turns, so that what else happens on the machine hits all alike.
@@ -29,7 +30,7 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 REPORT = ROOT / "docs" / "benchmarks.md"
 OURS = "glassformer"
-LIBRARIES = ["glassformer", "torch", "transformers", "transformer_lens", "tokenizers"]
+LIBRARIES = ["glassformer", "torch", "transformers", "transformer_lens", "tokenizers", "nnsight"]
 
 
 def read_module(path: Path):
@@ -47,6 +48,7 @@ class Task:
     tolerance: float
     fresh: bool
     rounds: int
+    threads: int | None
     contenders: list[Path]
 
 
@@ -61,6 +63,7 @@ def find_task(folder: Path) -> Task:
         getattr(about, "TOLERANCE", 0.0),
         getattr(about, "FRESH", False),
         getattr(about, "ROUNDS", 7),
+        getattr(about, "THREADS", None),
         contenders,
     )
 
@@ -193,7 +196,7 @@ def start_all(task: Task, case: dict, threads: int) -> list[Contender]:
 
 
 def measure(task: Task, case_name: str, rounds: int, threads: int) -> Result:
-    case = task.cases[case_name]
+    case, threads = task.cases[case_name], task.threads or threads
     contenders = start_all(task, case, threads)
     error, versions = check(contenders, task.tolerance)
     measured = {contender.name: Measured() for contender in contenders}
@@ -281,8 +284,9 @@ def write(sections: dict[str, str], versions: set[str], threads: int) -> None:
     head = (
         "# Benchmarks\n\n"
         f"Written by `make bench BENCH_ARGS=--write` on a machine with {machine()}: {threads} threads, float32, no "
-        f"gradients, each system at its fastest documented settings; {', '.join(sorted(versions))}. Before anything is "
-        "timed, the systems' results are compared. Times are medians; a ratio is the median of the rounds' ratios. "
+        "gradients unless a task says so, each system at its fastest documented settings; "
+        f"{', '.join(sorted(versions))}. Before anything is timed, the systems' results are compared. "
+        "Times are medians; a ratio is the median of the rounds' ratios. "
         "Processor time is summed over threads.\n"
     )
     body = [merged[name] for name in order if name in merged]

@@ -7,6 +7,8 @@ import pkgutil
 import sys
 from typing import Any
 
+from glassformer._take_name import take_name
+
 _NAME, _OWN = "transformer_lens", "glassformer.transformer_lens"
 
 _ELSEWHERE = {
@@ -78,15 +80,7 @@ def install(force: bool = False) -> None:
     what was taken from them stays theirs. A second call changes nothing.
     """
     package = importlib.import_module(_OWN)
-    there = sys.modules.get(_NAME)
-    if there not in (None, package):
-        if not force:
-            raise RuntimeError(
-                "transformer_lens was imported already; call install() before that, or install(force=True)"
-            )
-        for name in [name for name in sys.modules if name == _NAME or name.startswith(f"{_NAME}.")]:
-            del sys.modules[name]
-    sys.modules[_NAME] = package
+    take_name(_NAME, package, force)
     mirror(_NAME)
 
 

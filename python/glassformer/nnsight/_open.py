@@ -1,0 +1,65 @@
+"""Which traces are open, in this thread (or task) alone."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from glassformer import _core
+
+
+class Scope(Protocol):
+    """An open trace, or one of its invokes: what a module's `.output` and the like speak to.
+
+    `what` is "input", "inputs" or "output". `envoy` is the module that is asked.
+    """
+
+    root: Any
+
+    def read(self, envoy: Any, what: str) -> Any:
+        """What stands at that place now."""
+
+    def write(self, envoy: Any, what: str, value: Any) -> None:
+        """Puts a value there."""
+
+    def skip(self, envoy: Any, value: Any) -> None:
+        """Puts a value in the place of the module's work."""
+
+    def call(self, envoy: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watched: bool) -> Any:
+        """Runs the module on something else; `watched`: its own `.input` and `.output` are those of this call."""
+
+
+_scopes: ContextVar[tuple[Scope, ...]] = ContextVar("glassformer_nnsight_scopes", default=())
+
+
+def enter(scope: Scope) -> None:
+    """Makes a scope the innermost one."""
+    _scopes.set((*_scopes.get(), scope))
+
+
+def leave(scope: Scope) -> None:
+    """Drops a scope, wherever it stands."""
+    _scopes.set(tuple(each for each in _scopes.get() if each is not scope))
+
+
+def is_open() -> bool:
+    """Whether any trace is open here."""
+    return bool(_scopes.get())
+
+
+def current(root: Any) -> Scope | None:
+    """The innermost open scope of a model, or None."""
+    for scope in reversed(_scopes.get()):
+        if scope.root is root:
+            return scope
+    return None
+
+
+def needed(root: Any, asked: str) -> Scope:
+    """The innermost open scope of a model; `UnavailableError` where there is none."""
+    found = current(root)
+    if found is None:
+        raise _core.UnavailableError(
+            f"{asked} is a value of a trace, and none of this model is open: use it inside `with model.trace(...):`"
+        )
+    return found

@@ -1,0 +1,75 @@
+"""`.save()` on everything, while a trace is open. Nothing needs it here: values outlive their trace as they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from glassformer import _core
+from glassformer.nnsight import _open
+
+Value = TypeVar("Value")
+
+_TYPES = (list, dict, tuple, set, frozenset, int, bool, float, complex, str, bytes, range, slice, type(None))
+_ALL = (*_TYPES, torch.Size, torch.Tensor, torch.nn.Parameter)
+
+
+def save(value: Value) -> Value:
+    """The value itself: what a trace gives outlives it without being saved."""
+    return value
+
+
+class SavedList(list[Any]):
+    """What `nnsight.list()` makes: a list that old notebooks ask for its `.value`."""
+
+    def save(self) -> SavedList:
+        """The list itself."""
+        return self
+
+    @property
+    def value(self) -> SavedList:
+        """The list itself."""
+        return self
+
+
+class SavedDict(dict[Any, Any]):
+    """What `nnsight.dict()` makes: a dict that old notebooks ask for its `.value`."""
+
+    def save(self) -> SavedDict:
+        """The dict itself."""
+        return self
+
+    @property
+    def value(self) -> SavedDict:
+        """The dict itself."""
+        return self
+
+
+def _provide(owner: Any) -> Callable[[], Any] | None:
+    """`owner.save`, for code with an open trace alone: other threads don't see it."""
+    return (lambda: owner) if _open.is_open() else None
+
+
+_lock = threading.Lock()
+_n_open = 0
+
+
+def mount() -> None:
+    """Gives built-in types and tensors the method `save`, until `unmount` was called as often."""
+    global _n_open
+    with _lock:
+        _n_open += 1
+        if _n_open == 1:
+            _core.lend_method(_ALL, "save", _provide)
+
+
+def unmount() -> None:
+    """Takes the method away again when nobody needs it any more."""
+    global _n_open
+    with _lock:
+        _n_open -= 1
+        if _n_open == 0:
+            _core.take_back_method()
