@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/tracing.md"]
+PAGES = ["README.md", "docs/tracing.md", "docs/coming_from_nnsight.md", "docs/coming_from_nnterp.md"]
 
 
 def examples(text):
