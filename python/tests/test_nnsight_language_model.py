@@ -8,6 +8,7 @@ from tiny_models import make_model
 
 import glassformer
 from glassformer.nnsight import LanguageModel
+from glassformer.nnsight.tensors import Watch
 
 KINDS = ["gpt2", "llama_grouped"]
 IDS, OTHER = [1, 5, 3, 7, 9], [4, 2, 8]
@@ -362,7 +363,31 @@ def test_values_are_ordinary_tensors_afterwards():
         _ = blocks(model)[1].output
     with pytest.raises(glassformer.UnavailableError, match="closed"):
         pair[0] = kept
-    assert not any(type(each).__name__ == "Watch" and each._held for each in gc.get_objects())
+    assert not any(isinstance(each, Watch) and each._core.values() for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("held", ["view", "array", "whole"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_values_that_nobody_has_are_let_go(gradients, held):
+    """However many are read in one trace; one that somebody has, or a view or an array of, still counts."""
+    _, model = both("gpt2")
+    with torch.set_grad_enabled(gradients), model.trace(IDS) as tracer:
+        attention = blocks(model)[1].attn.c_attn
+        if held == "view":
+            kept = attention.output[0, 2]
+        elif held == "array":
+            kept = attention.output.detach().numpy()[0, 2]
+        else:
+            whole = attention.output
+        for _ in range(300):
+            _ = attention.output.shape
+        assert len(tracer.watch._core.values()) < 70
+        if held == "whole":
+            whole[0, 2].fill_(3)
+        else:
+            kept[:] = 3
+        found = attention.output
+    assert (found[0, 2] == 3).all() and found[0, 1].ne(3).any()
 
 
 def test_errors():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -324,64 +323,26 @@ class Watch:
     """The values of a trace in users' hands that are copies of what the trace itself watches."""
 
     def __init__(self) -> None:
-        self._held: list[NodeValue] = []
-        self._versions: list[int] = []
-        self._baselines: list[torch.Tensor] = []  # What they were, in the same memory until one is written to.
-        self._look_again_at = 32
+        self._core = _core.Watch()
+        self.add = self._core.add
+        self.settle = self._core.settle
         gradients.here.watches.add(self)
-
-    def add(self, value: NodeValue, version: int, baseline: torch.Tensor) -> None:
-        """Watches one more."""
-        if len(self._held) >= self._look_again_at:
-            self._let_go_of_released()
-        self._held.append(value)
-        self._versions.append(version)
-        self._baselines.append(baseline)
 
     def collect(self) -> None:
         """Makes edits of what was changed in place since."""
-        if not self._held:
-            return
-        for index in reversed(
-            _core.changed_since(self._held, self._versions, self._baselines)
-        ):  # Values taken out of others first.
-            value = self._held[index]
-            self.settle(value)
+        for value in reversed(self._core.changed()):  # Values taken out of others first.
             value.pieces.push(value)
-
-    def settle(self, value: NodeValue) -> None:
-        """Takes the present numbers as those that the trace knows."""
-        for index, held in enumerate(self._held):
-            if held is value:
-                self._versions[index] = _version(value)
-                self._baselines[index] = torch._lazy_clone(plain(value).detach())  # type: ignore[attr-defined]
-
-    def _let_go_of_released(self) -> None:
-        kept = [index for index, value in enumerate(self._held) if not _is_released(value)]
-        self._held = [self._held[index] for index in kept]
-        self._versions = [self._versions[index] for index in kept]
-        self._baselines = [self._baselines[index] for index in kept]
-        self._look_again_at = max(32, 2 * len(kept))
 
     def parts(self) -> list[Part]:
         """What the values that somebody has were made from, where that carries a graph."""
-        found = [part for value in self._held for part in value.pieces.parts]
+        found = [part for value in self._core.values() for part in value.pieces.parts]
         return [part for part in found if part.source.requires_grad and not isinstance(part.source, NodeValue)]
 
     def abandon(self) -> None:
         """Watches nothing any more."""
-        for value in self._held:
+        for value in self._core.values():
             value.pieces.watch = None
-        self._held, self._versions, self._baselines = [], [], []
-
-
-def _is_released(value: torch.Tensor) -> bool:
-    """Whether nobody but the watch has it, or a view of it."""
-    if sys.getrefcount(value) > 4:
-        return False
-    with torch._C.DisableTorchFunctionSubclass():
-        storage = value.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata) <= 2  # type: ignore[attr-defined]
+        self._core.clear()
 
 
 class Pieces:
@@ -462,11 +423,8 @@ def follow(
 ) -> NodeValue:
     """Makes a watched value of a fresh tensor that was put together from parts; without parts of a live one, which its
     trace watches."""
-    watched = bool(parts) and watch is not None
-    baseline = torch._lazy_clone(value.detach()) if watched else None  # type: ignore[attr-defined]
-    version = value._version if watched else 0
     value.__class__ = kind
     value.pieces = Pieces(parts, watch, padding, place, guard)  # type: ignore[attr-defined]
-    if watched:
-        watch.add(value, version, baseline)  # type: ignore[arg-type, union-attr]
+    if parts and watch is not None:
+        watch.add(value)
     return value  # type: ignore[return-value]
