@@ -41,6 +41,9 @@ def test_sources():
         pass
     with pytest.raises(ValueError, match="nowhere"):
         LanguageModel("nowhere")
+    for path in ("/nowhere/model", "./nowhere", "some/where/else", "nowhere.gguf"):
+        with pytest.raises(glassformer.FileError, match=path):
+            LanguageModel(path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

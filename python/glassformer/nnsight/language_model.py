@@ -323,7 +323,8 @@ def _opened(model: Any, tokenizer: Any, device: Any, dtype: Any, hub: dict[str, 
     usable = tokenizer if tokenizer is None or hasattr(tokenizer, "backend_tokenizer") else None
     if isinstance(tokenizer, glassformer.Tokenizer | str | os.PathLike):
         usable = tokenizer
-    if isinstance(model, str) and not os.path.exists(model):
+    is_name = isinstance(model, str) and model.count("/") < 2 and not model.startswith(("/", ".", "~"))
+    if is_name and not model.endswith(".gguf") and not os.path.exists(model):
         from glassformer.transformer_lens._loading import found_place
 
         model = found_place(model, **hub)
