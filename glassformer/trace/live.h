@@ -1,5 +1,5 @@
 #pragma once
-// Internal to trace/: values in users' hands, whose changes count as edits.
+// Internal to trace/ and the bindings: values in users' hands, whose changes count as edits.
 
 #include <ATen/core/Tensor.h>
 

@@ -1,13 +1,10 @@
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/_lazy_clone.h>
-#include <ATen/ops/equal.h>
-#include <c10/core/impl/COW.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <map>
 #include <vector>
 
+#include "glassformer/trace/live.h"
 #include "python/bindings/bindings.h"
 
 namespace py = pybind11;
@@ -68,62 +65,37 @@ class Watch {
  public:
   void add(const at::Tensor& value) {
     if (values_.size() >= look_again_at_) drop_released();
-    values_.push_back({value, {}, 0});
-    settle(values_.back());
+    values_.push_back({-1, {}, value});
+    values_.back().settle();
   }
   void settle(const at::Tensor& value) {
-    for (Value& each : values_)
-      if (each.held.is_same(value)) settle(each);
+    for (LiveValue& each : values_)
+      if (each.held.is_same(value)) each.settle();
   }
   // The values that have other numbers than when they were last looked at, in the order in which they were handed out.
   std::vector<at::Tensor> changed() {
     std::vector<at::Tensor> found;
-    for (Value& each : values_) {
-      if (!has_changed(each)) continue;
-      settle(each);
+    for (LiveValue& each : values_) {
+      if (!each.has_changed()) continue;
+      each.settle();
       found.push_back(each.held);
     }
     return found;
   }
   std::vector<at::Tensor> values() const {
     std::vector<at::Tensor> all;
-    for (const Value& each : values_) all.push_back(each.held);
+    for (const LiveValue& each : values_) all.push_back(each.held);
     return all;
   }
   void clear() { values_.clear(); }
 
  private:
-  struct Value {
-    at::Tensor held;
-    at::Tensor baseline;  // In the same memory until one of them is written to.
-    int64_t version;
-  };
-
-  static void settle(Value& value) {
-    const at::NoGradGuard no_grad;
-    value.version = value.held._version();
-    value.baseline = at::_lazy_clone(value.held.detach());
-  }
-  // Torch counts its own writes; a write of any other kind (`.data`, `.numpy()`) ends the sharing of memory with the
-  // baseline, and then the numbers are compared.
-  static bool has_changed(const Value& value) {
-    if (value.version != value.held._version()) return true;
-    return !c10::impl::cow::is_cow_data_ptr(value.held.storage().data_ptr()) &&
-           !value.held.detach().equal(value.baseline);
-  }
-  // A Python object around the tensor holds one reference to it, and lives itself as long as we hold another.
-  static bool is_released(const at::Tensor& held) {
-    const c10::impl::PyObjectSlot* const wrapped = held.unsafeGetTensorImpl()->pyobj_slot();
-    const bool in_python = wrapped->load_pyobj() != nullptr;
-    const bool is_ours = in_python ? held.use_count() == 2 && wrapped->has_unique_reference() : held.use_count() == 1;
-    return is_ours && held.storage().use_count() == 1;
-  }
   void drop_released() {
-    std::erase_if(values_, [](const Value& value) { return is_released(value.held) && !has_changed(value); });
+    std::erase_if(values_, [](LiveValue& value) { return value.is_released() && !value.has_changed(); });
     look_again_at_ = std::max<size_t>(32, 2 * values_.size());
   }
 
-  std::vector<Value> values_;
+  std::vector<LiveValue> values_;
   size_t look_again_at_ = 32;
 };
 

@@ -15,7 +15,7 @@ from glassformer.nnsight.modules import EngineEnvoy
 from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy
 from glassformer.nnsight.program import Program, PutPiece, ReadArgument, ReadNode, ReadStep, Steps, Write
 from glassformer.nnsight.replay import Edit, described
-from glassformer.nnsight.scan import EngineCall, OwnCall, ShapeScope, called_on_shapes, dtype_of, token_places, width_of
+from glassformer.nnsight.scan import EngineCall, OwnCall, ShapeScope, called_on_shapes, dtype_of
 from glassformer.nnsight.shapes import (
     EndedNumber,
     Shapes,
@@ -27,7 +27,9 @@ from glassformer.nnsight.shapes import (
     name_of,
 )
 from glassformer.nnsight.steps import step_numbers
+from glassformer.nnsight.tensors import places_of_tokens
 from glassformer.nnsight.tracing import EngineScope, Tracer
+from glassformer.nnsight.values import width_of
 
 _BATCH, _POS, _KEYS, _STEP = (10007, 10009), (20011, 20021), (30011, 30013), (40009, 40013)
 """Sizes that aren't known, in two worlds: primes that no other size is."""
@@ -147,7 +149,7 @@ class TakeTokens:
 
     def replay(self, context: Any, tensor: torch.Tensor, index: Any) -> torch.Tensor:
         """The same on values."""
-        return tensor[token_places(tensor.shape[1], context.padding, index)].clone()
+        return tensor[places_of_tokens(tensor.shape[1], context.padding, index)[0]].clone()
 
 
 class PutTokens:
@@ -158,7 +160,7 @@ class PutTokens:
 
     def replay(self, context: Any, tensor: torch.Tensor, index: Any, value: Any) -> None:
         """The same on values."""
-        tensor[token_places(tensor.shape[1], context.padding, index)] = value
+        tensor[places_of_tokens(tensor.shape[1], context.padding, index)[0]] = value
 
 
 def _places(index: Any) -> Any:

@@ -66,14 +66,14 @@ def set_gradient(tensor: Any, value: Any) -> None:
         torch.Tensor.grad.__set__(tensor, value)
         return
     for part in pieces.parts:
-        numbers = None if value is None else _plain(value)[part.place].reshape(part.source.shape)
+        numbers = None if value is None else plain(value)[part.place].reshape(part.source.shape)
         torch.Tensor.grad.__set__(part.source, numbers)
 
 
 def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
     """torch.autograd.grad, where values of traces stand for their nodes."""
     listed = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
-    outputs = _plain(outputs) if isinstance(outputs, torch.Tensor) else [_plain(each) for each in outputs]
+    outputs = plain(outputs) if isinstance(outputs, torch.Tensor) else [plain(each) for each in outputs]
     options = _signature.bind(outputs, _sources_of(listed), *args, **kwargs)
     allows_unused = options.arguments.get("allow_unused") or options.arguments.get("materialize_grads")
     options.arguments["allow_unused"] = True
@@ -116,7 +116,7 @@ class Backward:
     def __init__(
         self, loss: torch.Tensor, gradient: Any, retain_graph: bool | None, create_graph: bool, inputs: Any
     ) -> None:
-        self._loss, self._gradient, self._create_graph = _plain(loss), gradient, create_graph
+        self._loss, self._gradient, self._create_graph = plain(loss), gradient, create_graph
         self._keeps = retain_graph is not False
         if inputs is not None:
             inputs = _sources_of([inputs] if isinstance(inputs, torch.Tensor) else list(inputs))
@@ -176,10 +176,10 @@ class Backward:
         if pieces is None:
             if not tensor.requires_grad:
                 raise _core.InputError("a gradient was set of a tensor that has none: it does not require grad")
-            self.put(tensor, _plain(value))
+            self.put(tensor, plain(value))
         else:
             for part in pieces.parts:
-                part.replace_gradient(_plain(value)[part.place], self)
+                part.replace_gradient(plain(value)[part.place], self)
         self._found = {}
 
     def put(self, source: torch.Tensor, numbers: torch.Tensor) -> None:
@@ -286,5 +286,6 @@ def whole_of(tensor: Any, of: Callable[[torch.Tensor], torch.Tensor | None]) -> 
     return of(tensor) if pieces is None else pieces.gather(tensor.shape, of)
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers as an ordinary tensor."""
     return tensor.as_subclass(torch.Tensor)

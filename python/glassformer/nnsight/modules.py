@@ -15,7 +15,10 @@ from glassformer.nnsight.source import Source, trace_for
 
 _RETURNS = {"block": "tuple", "attention": "tuple", "rotary": "tuple", "decoder": "decoder", "model": "model"}
 _MIXING = ("block", "attention")
-_NOTHING = ("embed_dropout", "attn_dropout", "attn_out_dropout", "mlp_dropout")
+HANDS_THROUGH = ("embed_dropout", "attn_dropout", "attn_out_dropout", "mlp_dropout")
+"""Parts that return their argument as it is."""
+FIRST_ARGUMENT = ("hidden_states", "input", "input_ids")
+"""The names under which transformers passes a first argument."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class EngineEnvoy(Envoy):
             )
         part, engine = self.place.part, self.root.engine
         given = torch.as_tensor(given)
-        if part in _NOTHING:
+        if part in HANDS_THROUGH:
             return given
         if part == "rotary":
             length = given.shape[-2]

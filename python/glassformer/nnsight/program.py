@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from glassformer import _core
-from glassformer.nnsight.scan import dtype_of, width_of
+from glassformer.nnsight.scan import dtype_of
 from glassformer.nnsight.shapes import ShapeTensor, UnknownNumber, leaves, mapped
+from glassformer.nnsight.values import width_of
 
 _RANDOM = ("rand", "dropout", "bernoulli", "normal", "uniform", "exponential", "multinomial", "poisson", "geometric")
 

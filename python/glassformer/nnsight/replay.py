@@ -14,8 +14,8 @@ from glassformer import _core
 from glassformer.nnsight.modules import EngineEnvoy
 from glassformer.nnsight.own_modules import OwnEnvoy
 from glassformer.nnsight.program import Program, ReadNode, Step
-from glassformer.nnsight.scan import width_of
 from glassformer.nnsight.tracing import AT_LAST_POSITION
+from glassformer.nnsight.values import width_of
 
 _BY_POSITION = ("block", "attention", "decoder", "model", "rotary", "embed", "pos_embed", "blocks")
 

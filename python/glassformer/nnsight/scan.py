@@ -9,13 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from glassformer import _core
-from glassformer.nnsight.modules import EngineEnvoy
+from glassformer.nnsight.modules import FIRST_ARGUMENT, HANDS_THROUGH, EngineEnvoy
 from glassformer.nnsight.outputs import Output
 from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy
 from glassformer.nnsight.shapes import Shapes, ShapeTensor, given, leaves
+from glassformer.nnsight.tensors import places_of_tokens
 from glassformer.nnsight.tracing import EngineScope, Invoke, Tracer
-
-_UNCHANGED = ("embed_dropout", "attn_dropout", "attn_out_dropout", "mlp_dropout")
+from glassformer.nnsight.values import width_of
 
 
 class ShapeScope(EngineScope):
@@ -75,10 +75,7 @@ class ScanTracer(ShapeScope, Tracer):
 
     def _made(self, scope: EngineScope, nodes: tuple[str, ...], step: int, by_head: bool = False) -> ShapeTensor:
         layout = scope.layout(nodes, step, by_head)
-        shape = layout.shape
-        if self.model.node_axes[nodes[0]].axes == ("batch", "key_pos"):
-            shape = [shape[0], layout.width]
-        found = self.shapes.empty([shape], dtype_of(self.model, nodes[0]), self.model.device)
+        found = self.shapes.empty([layout.shape], dtype_of(self.model, nodes[0]), self.model.device)
         found.padding, found.is_whole = layout.padding, True
         return found
 
@@ -132,19 +129,12 @@ class _TakeTokens:
         self._padding = padding
 
     def __call__(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
-        return tensor[token_places(tensor.shape[1], self._padding, index)]
+        return tensor[places_of_tokens(tensor.shape[1], self._padding, index)[0]]
 
 
 class _PutTokens(_TakeTokens):
     def __call__(self, tensor: torch.Tensor, index: Any, value: Any) -> None:  # type: ignore[override]
-        tensor[token_places(tensor.shape[1], self._padding, index)] = value
-
-
-def token_places(width: int, padding: Sequence[int], index: Any) -> Any:
-    """Where the tokens of `x.token[index]` stand in a tensor `batch pos …`."""
-    from glassformer.nnsight.tensors import places_of_tokens
-
-    return places_of_tokens(width, padding, index)[0]
+        tensor[places_of_tokens(tensor.shape[1], self._padding, index)[0]] = value
 
 
 def called_on_shapes(
@@ -182,11 +172,11 @@ _WHOLE = {"decoder": "last_hidden_state", "model": "logits"}
 
 def shape_of_call(envoy: EngineEnvoy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `envoy.run` returns, of fake tensors; of a whole model its main field."""
-    tensor = args[0] if args else next((kwargs[name] for name in _FIRST if kwargs.get(name) is not None), None)
+    tensor = args[0] if args else next((kwargs[name] for name in FIRST_ARGUMENT if kwargs.get(name) is not None), None)
     if not isinstance(tensor, torch.Tensor):
         raise _core.InputError(f"{envoy.path}(…) takes one tensor; found {type(tensor).__name__}")
     place, axes, dtype = envoy.place, envoy.root.node_axes, envoy.root.dtype
-    if place.part in _UNCHANGED:
+    if place.part in HANDS_THROUGH:
         return tensor
     if place.part in ("embed", "pos_embed", *_WHOLE):
         return tensor.new_empty((*tensor.shape, axes[place.outputs[0][0]].sizes[-1]), dtype=dtype)
@@ -205,9 +195,6 @@ def shape_of_call(envoy: EngineEnvoy, args: tuple[Any, ...], kwargs: dict[str, A
         n_heads, length = axes[nodes[0]].sizes[1], tensor.shape[1]
         found.append(tensor.new_empty((tensor.shape[0], n_heads, length, length), dtype=dtype))
     return tuple(found)
-
-
-_FIRST = ("hidden_states", "input", "input_ids")
 
 
 class OwnCall:
@@ -233,14 +220,6 @@ class OwnCall:
         found = calls.call(context.module(self.envoy), args, kwargs, self.watched)
         context.seen |= calls.seen()
         return found, calls.seen()
-
-
-def width_of(axes: Any) -> int:
-    """The size of a node's features side by side."""
-    total = 1
-    for size in axes.sizes[2:]:
-        total *= size
-    return total
 
 
 def dtype_of(model: Any, node: str) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 from glassformer import _core
 from glassformer.live_tensor import LiveTensor, make_live
 from glassformer.nnsight import gradients
+from glassformer.nnsight.gradients import plain
 
 _KEPT = torch.overrides.get_default_nowrap_functions()
 
@@ -141,16 +142,6 @@ def _is_too_long(index: Any, n_axes: int) -> bool:
     return taken > n_axes
 
 
-def _version(tensor: torch.Tensor) -> int:
-    with torch._C.DisableTorchFunctionSubclass():
-        return tensor._version
-
-
-def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers as an ordinary tensor."""
-    return tensor.as_subclass(torch.Tensor)
-
-
 def traced(result: Any, given: Iterable[Any]) -> Any:
     """What was computed, its tensors with a trace's methods; those that were given stay as they are."""
     if type(result) is torch.Tensor:
@@ -238,7 +229,6 @@ class Part:
     def __init__(self, source: torch.Tensor, place: Any) -> None:
         self.source = source
         self.place = place
-        self.version = _version(source)
 
     def take(self, source: torch.Tensor) -> torch.Tensor:
         """The piece, from a tensor like the source."""
@@ -261,7 +251,8 @@ class LivePart(Part):
     """A part that is a live value of a trace."""
 
     def __init__(self, source: torch.Tensor, place: Any, core: _core.Trace, node: str) -> None:
-        self.source, self.place, self.core, self.node = source, place, core, node
+        super().__init__(source, place)
+        self.core, self.node = core, node
         self.version = source._version
 
     def replace(self, numbers: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -271,7 +262,7 @@ class LivePart(Part):
             mask = mask.reshape(self.source.shape)
             LiveTensor.__setitem__(self.source, mask, numbers[mask])  # type: ignore[arg-type]
         elif not torch.equal(plain(self.source), numbers):
-            if _version(self.source) != self.version:
+            if self.source._version != self.version:
                 raise _core.StaleEditError(
                     "a value that was read before its node was changed through another one was changed in place: read "
                     "it again and change that (the change was dropped)"
@@ -279,7 +270,7 @@ class LivePart(Part):
             with torch.set_grad_enabled(numbers.requires_grad or self.source.requires_grad):
                 self.source.copy_(numbers)
             self.core.collect()
-        self.version = _version(self.source)
+        self.version = self.source._version
 
     def replace_gradient(self, numbers: torch.Tensor, backward: gradients.Backward) -> None:
         if not backward.reaches(self.source):

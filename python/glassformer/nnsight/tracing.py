@@ -10,7 +10,7 @@ import torch
 from glassformer import _core
 from glassformer.nnsight import _open, _save, values
 from glassformer.nnsight.cache import Cache, CacheView
-from glassformer.nnsight.modules import EngineEnvoy
+from glassformer.nnsight.modules import FIRST_ARGUMENT, EngineEnvoy
 from glassformer.nnsight.outputs import ModuleOutput, Output, first_of
 from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy
 from glassformer.nnsight.prompts import read_prompts
@@ -36,7 +36,7 @@ class EngineScope:
         self.step = 0
         self._ahead: dict[str, int] = {}  # How many steps further modules are, after `module.next()`.
         self._handed_arguments: dict[str, dict[str, Any]] = {}  # Of each module, as `.inputs` gave them last.
-        self._put_inputs: dict[tuple[str, str, int], torch.Tensor] = {}
+        self._put_inputs: dict[tuple[str, int], torch.Tensor] = {}
 
     @property
     def tracer(self) -> Tracer:
@@ -134,13 +134,11 @@ class EngineScope:
         open."""
         tracer = self.tracer
         tracer.collect()
-        watch = tracer.watch if tracer.is_open else None
-        if tracer.options is not None and watch is not None:
-            guard = Guard(tracer, self._rows(), step)
-            return values.read(self.layout(nodes, step, by_head), watch, kind, (id(self), nodes, step), guard)
+        watch, key = tracer.watch if tracer.is_open else None, (id(self), nodes, step)
         if watch is not None and tracer.only is not None and step == 0:
-            return values.read_whole(tracer.only, nodes, watch, kind, by_head, (id(self), nodes, step))
-        return values.read(self.layout(nodes, step, by_head), watch, kind, (id(self), nodes, step))
+            return values.read_whole(tracer.only, nodes, watch, kind, by_head, key)
+        guard = Guard(tracer, self._rows(), step) if watch is not None and tracer.options is not None else None
+        return values.read(self.layout(nodes, step, by_head), watch, kind, key, guard)
 
     def write_nodes(
         self, nodes: tuple[str, ...], step: int, value: Any, derived: bool = False, by_head: bool = False
@@ -231,21 +229,22 @@ class EngineScope:
         if place.input_is_private:
             return self.read_nodes(place.inputs, step, InputValue)
         self.tracer.collect()
-        found = self._put_inputs.get((envoy.path, "input", step))
+        found = self._put_inputs.get((envoy.path, step))
         if found is None and self.tracer.edits:
             found = self.tracer.own_calls.replayed.argument(self, envoy, step)
+        layout = self.layout(place.inputs, step)
         if found is None:
-            found = values.read(self.layout(place.inputs, step), None, InputValue, None)
+            found = values.read(layout, None, InputValue, None)
         value = plain(found).clone()
-        padding = self.layout(place.inputs, step).padding
-        return follow(value, [_InputPart(value.clone(), self, envoy, step)], self.tracer.watch, InputValue, padding)
+        part = _InputPart(value.clone(), self, envoy, step)
+        return follow(value, [part], self.tracer.watch, InputValue, layout.padding)
 
     def _first_argument(self, envoy: EngineEnvoy, value: Any) -> Any:
         """Of arguments that are put in place the one that can be: the others must be those that are there."""
         args, kwargs = value
         kwargs = dict(kwargs)
         handed = self._handed_arguments.get(envoy.path, {})
-        named = [kwargs.pop(name) for name in ("hidden_states", "input_ids", "input") if name in kwargs]
+        named = [kwargs.pop(name) for name in FIRST_ARGUMENT if name in kwargs]
         first = [*args, *named]
         for name, given in kwargs.items():
             if given is not None and given is not handed.get(name) and not self._stands(envoy, name, given):
@@ -269,7 +268,7 @@ class EngineScope:
         layout = self.layout(place.inputs, step)
         given = torch.as_tensor(value, dtype=self.root.dtype, device=self.root.device).expand(layout.shape)
         self.write_nodes(place.outputs[0], step, envoy.run((given,), {}), derived)
-        self._put_inputs[(envoy.path, "input", step)] = plain(given).detach().clone()
+        self._put_inputs[(envoy.path, step)] = plain(given).detach().clone()
 
     def generated(self) -> Any:
         """All token ids of these rows, generated to the end."""

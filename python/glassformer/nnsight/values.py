@@ -57,13 +57,14 @@ class Layout:
                 self._add(run, step, rows, length, n_keys, zip(view.nodes, kinds, strict=True))
             padded = step == 0 and not self.last_only
             self.padding += [self.width - length + (before if padded else 0) for before in run.padding]
-        last = sum(_features(node) for node in kinds)
-        self.shape = [row, kinds[0].sizes[1], self.width, n_keys] if self.has_keys else [row, self.width, last]
-        self.has_features = kinds[0].axes not in (("batch", "pos"), ("batch", "key_pos"))
-        if not self.has_features:
-            self.shape = self.shape[:2]
-        elif self.by_head and not self.has_keys:
+        if self.has_keys:
+            self.shape = [row, kinds[0].sizes[1], self.width, n_keys]
+        elif len(kinds[0].axes) == 2:
+            self.shape = [row, self.width]
+        elif self.by_head:
             self.shape = [row, self.width, *kinds[0].sizes[2:]]
+        else:
+            self.shape = [row, self.width, sum(width_of(node) for node in kinds)]
 
     def _length(self, run: Run, step: int) -> int:
         length = run.length(step)
@@ -81,7 +82,7 @@ class Layout:
             elif len(node.axes) == 2:
                 shape, place = [run.n_rows, length], (rows, at)
             else:
-                size = _features(node)
+                size = width_of(node)
                 shape = [run.n_rows, length, *node.sizes[2:]]
                 place = (rows, at) if self.by_head else (rows, at, slice(column, column + size))
                 column += size
@@ -99,13 +100,9 @@ def _end(run: Run, step: int) -> int:
     return run.steps[step][1] if step < len(run.steps) else 0
 
 
-def _features(node: Any) -> int:
-    if len(node.axes) < 3 or "key_pos" in node.axes:
-        return 0
-    total = 1
-    for size in node.sizes[2:]:
-        total *= size
-    return total
+def width_of(node: Any) -> int:
+    """The size of a node's features side by side."""
+    return math.prod(node.sizes[2:])
 
 
 def read_whole(
