@@ -16,9 +16,8 @@
 namespace glassformer {
 
 void LiveValue::settle() {
-  const at::NoGradGuard no_grad;
   version = held._version();
-  baseline = lazy_clone(held.detach());
+  baseline = lazy_clone_detached(held);
 }
 
 bool LiveValue::has_changed() {
@@ -41,6 +40,8 @@ bool LiveValue::is_released() const {
 }
 
 namespace {
+
+constexpr size_t kBytesToLookAfter = size_t{32} << 10;
 
 bool is_sorted_once(const std::vector<int64_t>& rows) {
   return std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
@@ -100,6 +101,7 @@ at::Tensor TraceState::hand_out(NodeId node, const Positions& positions) {
   if (in_hook >= 0 || !is_sorted_once(rows) || find_live(value) != nullptr) return value;
   live.push_back({node, rows, value});
   live.back().settle();
+  live_since_look += 1 + value.nbytes() / kBytesToLookAfter;
   return value;
 }
 
@@ -119,12 +121,12 @@ void TraceState::detach_live(NodeId changed, const std::string& because, const a
 
 void TraceState::collect_live() {
   if (live.empty() || in_hook >= 0) return;
-  std::erase_if(live, [](LiveValue& value) { return value.is_released() && !value.has_changed(); });
-  std::stable_sort(live.begin(), live.end(), [](const LiveValue& a, const LiveValue& b) { return a.node < b.node; });
-  std::string refused;
   std::vector<LiveValue*> changed;
   for (LiveValue& value : live)
     if (value.has_changed()) changed.push_back(&value);
+  std::stable_sort(changed.begin(), changed.end(),
+                   [](const LiveValue* a, const LiveValue* b) { return a->node < b->node; });
+  std::string refused;
   for (LiveValue* value : changed) {
     const Node& node = graph().node(value->node);
     const at::Tensor before = value->baseline;
@@ -137,8 +139,14 @@ void TraceState::collect_live() {
     insert(make_derived(node, value->held, value->rows, before), value->held);
     adopt(*value);
   }
-  std::erase_if(live, [](const LiveValue& value) { return value.is_released(); });
+  if (live_since_look >= std::max<size_t>(live.size(), 32)) drop_released();
   if (!refused.empty()) throw StaleEditError(refused);
+}
+
+// Asking who else has a value takes Python's lock, so reads do that now and then only.
+void TraceState::drop_released() {
+  std::erase_if(live, [](LiveValue& value) { return value.is_released() && !value.has_changed(); });
+  live_since_look = 0;
 }
 
 // With a graph, what the user changed is on the way to everything that is computed from now on.

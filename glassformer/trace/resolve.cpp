@@ -453,6 +453,7 @@ void check_reading(std::span<TraceState* const> traces, NodeId node) {
 }
 
 bool has_graph(const TraceState& trace, NodeId node) {
+  if (trace.tracked && at::GradMode::is_enabled() && !trace.graph().node(node).is_input) return true;
   const std::vector<bool> graph = nodes_with_graph(trace);
   return !graph.empty() && graph[static_cast<size_t>(node)];
 }

@@ -33,6 +33,7 @@ struct TraceState {
   at::Tensor given_with_graph;            // What was given in the place of tokens, if it carries a graph.
   Tape tape;
   std::vector<LiveValue> live;
+  size_t live_since_look = 0;  // How many values were handed out, large ones counted several times.
 
   ~TraceState();
   const Graph& graph() const { return family->graph(); }
@@ -113,6 +114,8 @@ struct TraceState {
   /// Makes edits of what users changed in the values that they hold. `StaleEditError` for a value that was no longer
   /// the node's.
   void collect_live();
+  /// Watches those values no more that nobody else has.
+  void drop_released();
   /// Changes of these nodes' values that users hold no longer count: `because` says why.
   void detach_live(NodeId changed, const std::string& because, const at::Tensor& except = {});
   /// The live value that is this very tensor, or null.

@@ -42,6 +42,8 @@ struct Tape {
 
 /// A clone that shares memory until one of both is written to, on the graph of `tensor`.
 at::Tensor lazy_clone(const at::Tensor& tensor);
+/// The same, off the graph.
+at::Tensor lazy_clone_detached(const at::Tensor& tensor);
 
 /// For each node whether its value needs a graph in this trace: gradients are on, and something upstream requires
 /// them. Empty where none does.

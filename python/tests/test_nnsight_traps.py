@@ -1,6 +1,7 @@
 """What users of nnsight have to beware of, and needn't here: orders, barriers, padding, loops, saving, computing too
 much. Values are compared with forward hooks of torch."""
 
+import collections
 import copy
 import gc
 import pickle
@@ -303,7 +304,8 @@ def test_values_are_ordinary_tensors(model):
     assert same(torch.stack([value, value])[0], expected) and same(logits.detach().cpu(), truth(PROMPT)[1])
 
 
-BUILT_IN = [[], {}, (), set(), frozenset(), 1, True, 1.5, 2j, "x", b"x", range(2), slice(1), None]
+BUILT_IN = [[], {}, (), set(), frozenset(), 1, True, 1.5, 2j, "x", b"x", range(2), slice(1), None, bytearray(b"x")]
+BUILT_IN += [collections.OrderedDict(), collections.defaultdict(list), collections.deque()]
 
 
 def test_save_on_everything_in_a_trace_and_nowhere_else(model):
@@ -344,6 +346,17 @@ def test_own_save_methods_stay(model):
     with model.trace(PROMPT):
         assert Own().save() == "own"
         assert glassformer.nnsight.save("x") == "x"
+    assert Own().save() == "own"
+
+
+def test_classes_that_are_derived_in_a_trace_have_what_they_define(model):
+    with model.trace(PROMPT):
+
+        class Own(list):
+            def save(self):
+                return "own"
+
+        assert Own().save() == "own" and not hasattr(type("Plain", (list,), {})(), "save")
     assert Own().save() == "own"
 
 

@@ -47,6 +47,11 @@ def is_open() -> bool:
     return bool(_scopes.get())
 
 
+def watches() -> list[Any]:
+    """What watches the values of the traces that are open here."""
+    return [scope.watch for scope in _scopes.get() if hasattr(scope, "watch")]
+
+
 def current(root: Any) -> Scope | None:
     """The innermost open scope of a model, or None."""
     for scope in reversed(_scopes.get()):

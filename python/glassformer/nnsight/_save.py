@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,8 +14,9 @@ from glassformer.nnsight import _open
 
 Value = TypeVar("Value")
 
-_TYPES = (list, dict, tuple, set, frozenset, int, bool, float, complex, str, bytes, range, slice, type(None))
-_ALL = (*_TYPES, torch.Size, torch.Tensor, torch.nn.Parameter)
+_NUMBERS = (int, bool, float, complex, type(None))
+_SEQUENCES = (list, tuple, str, bytes, bytearray, range, slice, set, frozenset, deque)
+_TYPES = (*_NUMBERS, *_SEQUENCES, dict, defaultdict, OrderedDict, torch.Size, torch.Tensor, torch.nn.Parameter)
 
 
 def save(value: Value) -> Value:
@@ -53,6 +55,7 @@ def _provide(owner: Any) -> Callable[[], Any] | None:
     return (lambda: owner) if _open.is_open() else None
 
 
+_method = _core.LentMethod(_TYPES, "save", _provide)
 _lock = threading.Lock()
 _n_open = 0
 
@@ -63,7 +66,7 @@ def mount() -> None:
     with _lock:
         _n_open += 1
         if _n_open == 1:
-            _core.lend_method(_ALL, "save", _provide)
+            _method.lend()
 
 
 def unmount() -> None:
@@ -72,4 +75,4 @@ def unmount() -> None:
     with _lock:
         _n_open -= 1
         if _n_open == 0:
-            _core.take_back_method()
+            _method.take_back()

@@ -17,16 +17,15 @@ from glassformer.nnsight import _open, _save
 
 
 class _Here(threading.local):
-    """What this thread has: values of traces that carry a graph, and the backward passes that are entered."""
+    """What this thread has: values of NNsight's runs that carry a graph, and the backward passes that are entered."""
 
     def __init__(self) -> None:
-        self.watches: weakref.WeakSet[Any] = weakref.WeakSet()
         self.remembered: dict[int, weakref.ref[torch.Tensor]] = {}
         self.entered: list[Backward] = []
 
     def sources(self) -> list[torch.Tensor]:
         """What all values of traces that carry a graph were made from: their gradients are found together."""
-        watched = [part.source for watch in self.watches for part in watch.parts()]
+        watched = [part.source for watch in _open.watches() for part in watch.parts()]
         alive = [source for source in (reference() for reference in self.remembered.values()) if source is not None]
         return list({id(source): source for source in [*watched, *alive]}.values())
 

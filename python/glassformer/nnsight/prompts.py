@@ -31,15 +31,16 @@ def read_prompts(model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> 
     Takes what it understands out of `given`; what stays there is nobody's. Raises `InputError` for several inputs or
     none of the known kinds.
     """
-    for name in list(given):
-        if name in _IGNORED:
-            del given[name]
-    mask, positions, labels = (given.pop(name, None) for name in ("attention_mask", "position_ids", "labels"))
     if len(inputs) > 1:
         raise _core.InputError(f"expected one input (a text, a list of texts, token ids); found {len(inputs)}")
-    named = given.pop("input_ids", None)
+    mask = positions = labels = named = None
+    if given:
+        for name in _IGNORED.keys() & given.keys():
+            del given[name]
+        mask, positions, labels = (given.pop(name, None) for name in ("attention_mask", "position_ids", "labels"))
+        named = given.pop("input_ids", None)
     source = inputs[0] if inputs else named
-    if isinstance(source, Mapping) or hasattr(source, "input_ids"):
+    if not isinstance(source, torch.Tensor) and (isinstance(source, Mapping) or hasattr(source, "input_ids")):
         fields = dict(source)
         unknown = set(fields) - {"input_ids", "attention_mask", "position_ids", "labels", "token_type_ids"}
         if "input_ids" not in fields or unknown:
@@ -56,10 +57,12 @@ def read_prompts(model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> 
 
 def _prompts(model: Any, source: Any, mask: Any, positions: Any, labels: Any) -> Prompts:
     if isinstance(source, torch.Tensor) and source.ndim == 2 and source.dtype == torch.int64 and len(source) > 0:
-        whole: torch.Tensor | None = source.detach()
-        rows = list(source.detach())
+        prompts = Prompts(whole=source.detach())
     else:
-        whole, rows = None, _rows(model, source)
+        prompts = Prompts(_rows(model, source))
+    if mask is None and labels is None and positions is None and len(prompts) > 0:
+        return prompts
+    rows = prompts.rows
     if not rows:
         raise _core.InputError("no prompts")
     labels = None if labels is None else _rectangle(labels)
@@ -69,7 +72,8 @@ def _prompts(model: Any, source: Any, mask: Any, positions: Any, labels: Any) ->
             f"labels: expected batch={len(rows)} pos={max(len(row) for row in rows)}; found {list(labels.shape)}"
         )
     if mask is None or bool((kept := _rectangle(mask).bool()).all()):
-        return Prompts(rows, whole, positions=positions, labels=labels)
+        prompts.positions, prompts.labels = positions, labels
+        return prompts
     padded = torch.stack(rows) if len({len(row) for row in rows}) == 1 else None
     if padded is None or kept.shape != padded.shape:
         raise _core.ShapeError(f"attention_mask: expected batch pos as input_ids have; found {list(kept.shape)}")

@@ -15,20 +15,29 @@ from glassformer.nnsight.tensors import follow
 from glassformer.trace import Trace, trace_of
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Prompts:
-    """The input of an invoke: token ids of each sequence, without padding; for padded input as it was given, `padded`
-    (batch pos) and its mask instead. `labels` (batch pos) as transformers takes them."""
+    """The input of an invoke: token ids of each sequence, without padding, or `whole`, all of them as one tensor; for
+    padded input as it was given, `padded` (batch pos) and its mask beside them. `labels` (batch pos) as transformers
+    takes them."""
 
-    rows: list[torch.Tensor]
-    whole: torch.Tensor | None = None  # The rows as one tensor, where they were given so.
+    sequences: list[torch.Tensor] | None = None
+    whole: torch.Tensor | None = None
     padded: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     labels: torch.Tensor | None = None
 
+    @property
+    def rows(self) -> list[torch.Tensor]:
+        """The token ids of each sequence."""
+        if self.sequences is None:
+            assert self.whole is not None
+            self.sequences = list(self.whole)
+        return self.sequences
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) if self.whole is None else len(self.whole)
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Rows:
 
 def _runs(model: Any, prompts: Prompts, one_by_one: bool) -> list[Run]:
     padded, mask = prompts.padded, prompts.mask
-    equal = len({len(row) for row in prompts.rows}) == 1
+    equal = prompts.whole is not None or len({len(row) for row in prompts.rows}) == 1
     if not one_by_one and padded is not None:
         assert mask is not None
         padding = [int(row.shape[0] - row.sum()) if bool(row[-1]) else 0 for row in mask]
@@ -135,7 +144,7 @@ def _runs(model: Any, prompts: Prompts, one_by_one: bool) -> list[Run]:
         return [Run(whole, padding)]
     if not one_by_one and equal:
         ids = torch.stack(prompts.rows) if prompts.whole is None else prompts.whole
-        return [Run(trace_of(model, ids, None, prompts.positions, "budget", 0, None), [0] * len(prompts.rows))]
+        return [Run(trace_of(model, ids, None, prompts.positions, "budget", 0, None), [0] * len(prompts))]
     return [Run(trace_of(model, row[None], None, None, "budget", 0, None), [0]) for row in prompts.rows]
 
 

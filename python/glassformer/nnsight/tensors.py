@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,7 +87,14 @@ class TracedTensor(torch.Tensor):
 class NodeValue(TracedTensor, LiveTensor):
     """A value that a trace handed out: the user's own, whose changes in place count as edits of the trace."""
 
-    pieces: Pieces
+    _origin: tuple[Any, ...]
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What it was put together from; of a value of a single node found out when it is first asked for."""
+        (watch, padding, place), core, node, source, version = self._origin
+        parts = () if core is None else (LivePart(source, ..., core, node, version),)
+        return Pieces(parts, watch, padding, place, None)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.pieces.assign(self, index, value)
@@ -250,10 +258,12 @@ class Part:
 class LivePart(Part):
     """A part that is a live value of a trace."""
 
-    def __init__(self, source: torch.Tensor, place: Any, core: _core.Trace, node: str) -> None:
+    def __init__(
+        self, source: torch.Tensor, place: Any, core: _core.Trace, node: str, version: int | None = None
+    ) -> None:
         super().__init__(source, place)
         self.core, self.node = core, node
-        self.version = source._version
+        self.version = source._version if version is None else version
 
     def replace(self, numbers: torch.Tensor, mask: torch.Tensor | None) -> None:
         numbers = numbers.reshape(self.source.shape)
@@ -313,16 +323,30 @@ class _TokensOf(Part):
 class Watch:
     """The values of a trace in users' hands that are copies of what the trace itself watches."""
 
+    __slots__ = ("_core", "add", "is_open", "settle")
+
     def __init__(self) -> None:
         self._core = _core.Watch()
         self.add = self._core.add
         self.settle = self._core.settle
-        gradients.here.watches.add(self)
+        self.is_open = True
+
+    def hand_out(
+        self, core: _core.Trace, node: str, by_head: bool, kind: type[NodeValue], padding: Sequence[int], place: Any
+    ) -> Any:
+        """A node's whole value, watched."""
+        told = (self, padding, place)
+        found = self._core.hand_out(core, node, by_head, kind, told)
+        if found is None:
+            self.collect()
+            found = self._core.hand_out(core, node, by_head, kind, told)
+        return found
 
     def collect(self) -> None:
         """Makes edits of what was changed in place since."""
-        for value in reversed(self._core.changed()):  # Values taken out of others first.
-            value.pieces.push(value)
+        if self._core.any_changed():
+            for value in reversed(self._core.changed()):  # Values taken out of others first.
+                value.pieces.push(value)
 
     def parts(self) -> list[Part]:
         """What the values that somebody has were made from, where that carries a graph."""
@@ -331,8 +355,7 @@ class Watch:
 
     def abandon(self) -> None:
         """Watches nothing any more."""
-        for value in self._core.values():
-            value.pieces.watch = None
+        self.is_open = False
         self._core.clear()
 
 
@@ -340,16 +363,21 @@ class Pieces:
     """How a user's value is put together from parts, and how its changes go back to them. Without parts the trace
     itself watches the value."""
 
-    __slots__ = ("guard", "padding", "parts", "place", "watch")
+    __slots__ = ("_watch", "guard", "padding", "parts", "place")
 
     def __init__(
         self, parts: Sequence[Part], watch: Watch | None, padding: Sequence[int] | None, place: Any, guard: Any
     ) -> None:
         self.parts = parts
-        self.watch = watch
+        self._watch = watch
         self.padding = padding
         self.place = place
         self.guard = guard
+
+    @property
+    def watch(self) -> Watch | None:
+        """What watches the value, while its trace is open."""
+        return self._watch if self._watch is not None and self._watch.is_open else None
 
     def push(self, whole: torch.Tensor) -> None:
         """Hands the present numbers to the parts."""

@@ -132,11 +132,12 @@ class EngineScope:
     ) -> Any:
         """The value of nodes at a step, side by side (`by_head`: a single one as it is), watched while the trace is
         open."""
-        tracer = self.tracer
+        tracer = self if self._tracer is None else self._tracer
+        key = (id(self), nodes, step)
+        if tracer.only is not None and step == 0 and tracer.is_open:
+            return values.read_whole(tracer.only, nodes, tracer.watch, kind, by_head, key)
         tracer.collect()
-        watch, key = tracer.watch if tracer.is_open else None, (id(self), nodes, step)
-        if watch is not None and tracer.only is not None and step == 0:
-            return values.read_whole(tracer.only, nodes, watch, kind, by_head, key)
+        watch = tracer.watch if tracer.is_open else None
         guard = Guard(tracer, self._rows(), step) if watch is not None and tracer.options is not None else None
         return values.read(self.layout(nodes, step, by_head), watch, kind, key, guard)
 
@@ -162,6 +163,8 @@ class EngineScope:
 
     def read(self, envoy: EngineEnvoy, what: str) -> Any:
         """A module's input, inputs or output."""
+        if what == "output" and type(envoy) is EngineEnvoy:
+            return self._output(envoy)
         if isinstance(envoy, OwnEnvoy):
             return self.tracer.own_value(self, envoy, what)
         if not isinstance(envoy, EngineEnvoy):
@@ -198,7 +201,7 @@ class EngineScope:
         return traced(envoy.run(args, kwargs), (*args, *kwargs.values()))
 
     def _output(self, envoy: EngineEnvoy) -> Any:
-        place, step = envoy.place, self.step_of(envoy)
+        place, step = envoy.place, self.step_of(envoy) if self._ahead else self.step
         if not place.outputs:
             raise _core.UnavailableError(f"{envoy.path} is a list of modules: it returns nothing; take one of them")
         if place.returns == "tensor":

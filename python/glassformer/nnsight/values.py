@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -111,13 +110,8 @@ def read_whole(
     """The value of nodes of the only run there is: `read`, without a layout to be made."""
     core = run.trace.core
     if len(nodes) == 1:
-        source = core.hand_out(nodes[0])
-        flat = source.ndim == 4 and not by_head and not nodes[0].endswith(("hook_pattern", "hook_attn_scores"))
-        if not flat and not source.requires_grad:
-            source._watcher = weakref.ref(core)  # type: ignore[attr-defined]
-            return follow(source, (), watch, kind, run.padding, key)
-        whole = source.flatten(2).clone() if flat else torch._lazy_clone(source)  # type: ignore[attr-defined]
-        return follow(whole, (LivePart(source, ..., core, nodes[0]),), watch, kind, run.padding, key)
+        return watch.hand_out(core, nodes[0], by_head, kind, run.padding, key)
+    watch.collect()
     sources = [core.hand_out(node) for node in nodes]
     flattened = [source.flatten(2) for source in sources]
     ends = list(itertools.accumulate(source.shape[2] for source in flattened))
