@@ -6,6 +6,7 @@ import importlib.util
 import json
 import random
 import sysconfig
+import time
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "build" / "bench"
@@ -21,13 +22,22 @@ def demo_gguf() -> str:
 
 def gpt2_small() -> str:
     """A folder with a random model of GPT-2 small's shape: 12 layers, d_model 768, 12 heads, 50257 tokens."""
-    folder = FOLDER / "gpt2_small"
+    return _gpt2("gpt2_small")
+
+
+def gpt2_tiny() -> str:
+    """A folder with a random GPT-2 of 4 layers, d_model 32 and 4 heads, where little but overhead takes time."""
+    return _gpt2("gpt2_tiny", n_layer=4, n_embd=32, n_head=4, vocab_size=64, n_positions=64)
+
+
+def _gpt2(name: str, **shape: int) -> str:
+    folder = FOLDER / name
     if not (folder / "config.json").exists():
         import torch
         import transformers
 
         torch.manual_seed(0)
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -36,19 +46,6 @@ def gpt2_small() -> str:
         written = json.loads((folder / "config.json").read_text())
         written["n_ctx"] = written["n_positions"]  # As the published model has it; HookedTransformer reads it.
         (folder / "config.json").write_text(json.dumps(written))
-    return str(folder)
-
-
-def gpt2_tiny() -> str:
-    """A folder with a random GPT-2 of 4 layers, d_model 32 and 4 heads, where little but overhead takes time."""
-    folder = FOLDER / "gpt2_tiny"
-    if not (folder / "config.json").exists():
-        import torch
-        import transformers
-
-        torch.manual_seed(0)
-        config = transformers.GPT2Config(n_layer=4, n_embd=32, n_head=4, vocab_size=64, n_positions=64)
-        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     return str(folder)
 
 
@@ -68,30 +65,83 @@ def _block(output):
     return output[0] if isinstance(output, tuple) else output
 
 
-def traced_values(model, n_values: int):
-    """Fifty traces that read some values, or calls of the model alone; the values of the last."""
-    import torch
+class TracedValues:
+    """Traces that read some values of a GPT-2, taking turns with the shortest way to the same values that the system
+    stands on: reads of an engine's trace, or the model's call with torch's forward hooks."""
 
-    prompt = torch.arange(8)[None]
-    found = []
-    for _ in range(50):
-        if n_values == 0:
-            found = [model(prompt).logits if hasattr(model, "engine") else model._module(prompt).logits]
-        elif n_values == 1:
-            with model.trace(prompt):
+    def __init__(self, model, n_values: int, gradients: bool = True):
+        import torch
+
+        torch.set_grad_enabled(gradients)
+        self.model, self.n_values, self.prompt = model, n_values, torch.arange(8)[None]
+        self.alone = self.by_engine if hasattr(model, "engine") else self.by_hooks()
+        self.overhead = 0.0  # Seconds that all traces of the last run took more than the values alone.
+        for traced, alone in zip(self.traced(), self.alone(), strict=True):
+            torch.testing.assert_close(torch.Tensor(traced.detach()), torch.Tensor(alone.detach()))
+
+    def run(self) -> dict:
+        """The values of a trace, after fifty that were timed, each until its values are gone again."""
+        import torch
+
+        took = []
+        for _ in range(50):
+            for compute in (self.alone, self.traced):
+                begin = time.perf_counter()
+                compute()
+                took.append(time.perf_counter() - begin)
+        self.overhead = sum(took[1::2]) - sum(took[::2])
+        return {str(each): value.detach().as_subclass(torch.Tensor).clone() for each, value in enumerate(self.traced())}
+
+    def traced(self) -> list:
+        model, found = self.model, []
+        if self.n_values == 1:
+            with model.trace(self.prompt):
                 value = _block(model.transformer.h[-1].output).save()
-            found = [value]
+            return [value]
+        with model.trace(self.prompt):
+            found = [].save()
+            for layer in model.transformer.h:
+                found.append(layer.input)
+                found.append(layer.ln_1.output)
+                found.append(layer.ln_2.output)
+                found.append(layer.mlp.c_fc.output)
+                found.append(layer.mlp.output)
+                found.append(_block(layer.output))
+        return found
+
+    def by_engine(self) -> list:
+        import torch
+
+        from glassformer import _core
+
+        trace = _core.Trace(self.model.engine.core, self.prompt)
+        trace.require_grad(torch.is_grad_enabled())
+        if self.n_values == 1:
+            return [trace.read("blocks.3.hook_resid_post")]
+        parts = ("hook_resid_pre", "ln1.hook_out", "ln2.hook_out", "mlp.hook_pre", "hook_mlp_out")
+        return [trace.read(f"blocks.{layer}.{part}") for layer in range(4) for part in (*parts, "hook_resid_post")]
+
+    def by_hooks(self):
+        module, found = transformers_model(gpt2_tiny()), []
+
+        def keep(_, __, output):
+            found.append(_block(output))
+
+        blocks = module.transformer.h
+        if self.n_values == 1:
+            blocks[-1].register_forward_hook(keep)
         else:
-            with model.trace(prompt):
-                found = [].save()
-                for layer in model.transformer.h:
-                    found.append(layer.input)
-                    found.append(layer.ln_1.output)
-                    found.append(layer.ln_2.output)
-                    found.append(layer.mlp.c_fc.output)
-                    found.append(layer.mlp.output)
-                    found.append(_block(layer.output))
-    return {str(index): value.detach().as_subclass(torch.Tensor).clone() for index, value in enumerate(found)}
+            for block in blocks:
+                block.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+                for part in (block.ln_1, block.ln_2, block.mlp.c_fc, block.mlp, block):
+                    part.register_forward_hook(keep)
+
+        def alone():
+            found.clear()
+            module(self.prompt)
+            return list(found)
+
+        return alone
 
 
 def generated_with_edits(model, prompt):

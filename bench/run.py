@@ -2,6 +2,7 @@
 
 A task is a folder of bench/tasks, a contender a file in it. A contender has `setup(**case)`, which gives a state, and
 `run(state)`, which gives results (a tensor, or a dict or list of results); `ENVIRONMENT = "tl"` sends it to .venv-tl.
+With `overhead(state)` it says what of the last run's time, in seconds, is overhead by its own measure.
 The task's `task.py` has a `TITLE`, `CASES` (a dict from a name to setup's arguments), a `TOLERANCE` (the largest
 difference allowed, as a share of the largest value; 0 means equal) and `FRESH = True` where each round takes a new
 process, whose whole life is measured too, and how much more memory than after `setup` it had at most. `ROUNDS` and
@@ -131,6 +132,7 @@ class Measured:
     cpu: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
+    overhead: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -213,6 +215,7 @@ def measure(task: Task, case_name: str, rounds: int, threads: int) -> Result:
             own = measured[contender.name]
             own.wall.append(answer["wall"])
             own.cpu.append(answer["cpu"])
+            own.overhead += [answer["overhead"]] if "overhead" in answer else []
             if task.fresh:
                 own.whole.append(time.perf_counter() - contender.started)
                 own.memory.append(answer["memory"])
@@ -231,6 +234,8 @@ def table(task: Task, results: list[Result]) -> str:
     columns = [("time", "wall"), ("processor time", "cpu")]
     if task.fresh:
         columns += [("whole process", "whole"), ("peak memory", "memory")]
+    if all(own.overhead for result in results for own in result.measured.values()):
+        columns = [("time", "wall"), ("overhead", "overhead")]
     many = len(task.cases) > 1
     head = [*(["case"] if many else []), "contender"]
     for title, _ in columns:
@@ -243,10 +248,13 @@ def table(task: Task, results: list[Result]) -> str:
             for _, key in columns:
                 values = getattr(own, key)
                 ratio = ""
-                if base is not None:
+                middle = statistics.median(values)
+                if base is not None and key == "overhead":  # A difference: a single one may be about nothing.
+                    least = statistics.median(base.overhead)
+                    ratio = f"{middle / least:.3g}" if least > 0 else ""
+                elif base is not None:
                     ratios = [value / other for value, other in zip(values, getattr(base, key), strict=True)]
                     ratio = f"{statistics.median(ratios):.3g}"
-                middle = statistics.median(values)
                 row += [f"{middle / 2**20:.0f} MB" if key == "memory" else shown(middle), ratio]
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)

@@ -62,6 +62,8 @@ def main() -> None:
             results = None
             results = contender.run(state)
             taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            if hasattr(contender, "overhead"):
+                taken["overhead"] = contender.overhead(state)
             answer(**taken, memory=memory("VmHWM") - before)
         elif request["do"] == "save":
             import torch

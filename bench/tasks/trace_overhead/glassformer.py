@@ -1,14 +1,15 @@
-from models import gpt2_tiny, traced_values
+from models import TracedValues, gpt2_tiny
 
 from glassformer.nnsight import LanguageModel
 
 
 def setup(n_values, gradients=True):
-    import torch
-
-    torch.set_grad_enabled(gradients)
-    return LanguageModel(gpt2_tiny()), n_values
+    return TracedValues(LanguageModel(gpt2_tiny()), n_values, gradients)
 
 
 def run(state):
-    return traced_values(*state)
+    return state.run()
+
+
+def overhead(state):
+    return state.overhead
