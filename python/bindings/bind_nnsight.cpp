@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -72,7 +73,7 @@ struct ForUser {
   at::Tensor value, source;
 };
 
-ForUser for_user(Trace& trace, const std::string& name, bool by_head) {
+ForUser for_user(Trace& trace, std::string_view name, bool by_head) {
   const py::gil_scoped_release release;
   at::Tensor source = trace.hand_out(name);
   const Graph& graph = trace.model().graph();
@@ -83,34 +84,9 @@ ForUser for_user(Trace& trace, const std::string& name, bool by_head) {
   return {source, {}};
 }
 
-void set_attribute(const py::object& object, const char* name, const py::object& value) {
-  if (PyObject_SetAttrString(object.ptr(), name, value.ptr()) != 0) throw py::error_already_set();
-}
-
 // Values in users' hands that are copies of what a trace watches itself, and which of them were written to.
 class Watch {
  public:
-  // A node's whole value as a tensor of the class `kind`. Its `_origin` says where it comes from: `told`, the trace,
-  // the node, the tensor that it is a copy of and that one's version (None where the trace watches it itself). None
-  // where a value that was given before has been changed, which is to be collected first.
-  py::object hand_out(const py::object& trace, const std::string& node, bool by_head, const py::type& kind,
-                      const py::object& told) {
-    if (any_changed()) return py::none();
-    const auto [value, source] = for_user(trace.cast<Trace&>(), node, by_head);
-    const auto made = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
-    set_attribute(made, "__class__", kind);
-    if (source.defined()) {
-      set_attribute(made, "_origin", py::make_tuple(told, trace, node, source, source._version()));
-      add(value);
-    } else {
-      set_attribute(made, "_origin", py::make_tuple(told, py::none(), node, py::none(), 0));
-      set_attribute(made, "_watcher", py::weakref(trace));
-    }
-    return made;
-  }
-  bool any_changed() {
-    return std::any_of(values_.begin(), values_.end(), [](LiveValue& value) { return value.has_changed(); });
-  }
   void add(const at::Tensor& value) {
     if (values_.size() >= look_again_at_) drop_released();
     values_.push_back({-1, {}, value});
@@ -120,22 +96,30 @@ class Watch {
     for (LiveValue& each : values_)
       if (each.held.is_same(value)) each.settle();
   }
-  // The values that have other numbers than when they were last looked at, in the order in which they were handed out.
-  std::vector<at::Tensor> changed() {
-    std::vector<at::Tensor> found;
+  // Makes edits of what was changed in place since: values that were taken out of others go first.
+  void collect() {
+    std::vector<at::Tensor> changed;
     for (LiveValue& each : values_) {
       if (!each.has_changed()) continue;
       each.settle();
-      found.push_back(each.held);
+      changed.push_back(each.held);
     }
-    return found;
+    for (auto value = changed.rbegin(); value != changed.rend(); ++value) {
+      const py::object whole = py::cast(*value);
+      whole.attr("pieces").attr("push")(whole);
+    }
   }
   std::vector<at::Tensor> values() const {
     std::vector<at::Tensor> all;
     for (const LiveValue& each : values_) all.push_back(each.held);
     return all;
   }
-  void clear() { values_.clear(); }
+  bool is_open() const { return is_open_; }
+  // Watches nothing any more.
+  void close() {
+    values_.clear();
+    is_open_ = false;
+  }
 
  private:
   void drop_released() {
@@ -145,6 +129,41 @@ class Watch {
 
   std::vector<LiveValue> values_;
   size_t look_again_at_ = 32;
+  bool is_open_ = true;
+};
+
+// Reads whole nodes of a trace for its user. Scopes that stand for a single trace at its only step read through one:
+// the way from a module to its value is gone so often that Python's part in it would take longer than a small model.
+class Reader {
+ public:
+  Reader(const py::object& watch, const py::object& trace, const py::object& padding, const py::object& scope)
+      : trace_(trace),
+        told_(py::make_tuple(watch, py::weakref(trace), padding, scope)),
+        values_(watch.cast<Watch*>()),
+        core_(trace.cast<Trace*>()) {}
+  // The node's value as a tensor of the class `kind`, watched. Its `_origin` says where it comes from: what the reader
+  // was told, the node, and, where the value is a copy, what it is a copy of, that one's version and the trace.
+  py::object read(const py::str& node, const py::type& kind, bool by_head) {
+    values_->collect();
+    Py_ssize_t size = 0;
+    const char* const name = PyUnicode_AsUTF8AndSize(node.ptr(), &size);
+    if (name == nullptr) throw py::error_already_set();
+    const auto [value, source] = for_user(*core_, {name, static_cast<size_t>(size)}, by_head);
+    auto* const type = reinterpret_cast<PyTypeObject*>(kind.ptr());
+    const auto made = py::reinterpret_steal<py::object>(THPVariable_Wrap(value, type));
+    py::tuple origin = py::make_tuple(told_, node);
+    if (source.defined()) origin = py::make_tuple(told_, node, source, source._version(), trace_);
+    if (PyObject_SetAttr(made.ptr(), origin_name_.ptr(), origin.ptr()) != 0) throw py::error_already_set();
+    if (source.defined()) values_->add(value);
+    return made;
+  }
+
+ private:
+  py::object trace_;
+  py::tuple told_;
+  Watch* values_;
+  Trace* core_;
+  py::object origin_name_ = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("_origin"));
 };
 
 }  // namespace
@@ -158,14 +177,16 @@ void bind_nnsight(py::module_& module) {
       .def("take_back", &LentMethod::take_back);
   py::class_<Watch>(module, "Watch")
       .def(py::init<>())
-      .def("hand_out", &Watch::hand_out, py::arg("trace"), py::arg("node"), py::arg("by_head"), py::arg("kind"),
-           py::arg("told"))
+      .def_property_readonly("is_open", &Watch::is_open)
       .def("add", &Watch::add, py::arg("value"))
-      .def("settle", py::overload_cast<const at::Tensor&>(&Watch::settle), py::arg("value"))
-      .def("any_changed", &Watch::any_changed)
-      .def("changed", &Watch::changed)
+      .def("settle", &Watch::settle, py::arg("value"))
+      .def("collect", &Watch::collect)
       .def("values", &Watch::values)
-      .def("clear", &Watch::clear);
+      .def("close", &Watch::close);
+  py::class_<Reader>(module, "Reader")
+      .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(), py::arg("watch"),
+           py::arg("trace"), py::arg("padding"), py::arg("scope"))
+      .def("read", &Reader::read, py::arg("node"), py::arg("kind"), py::arg("by_head") = false);
 }
 
 }  // namespace glassformer

@@ -39,7 +39,8 @@ def enter(scope: Scope) -> None:
 
 def leave(scope: Scope) -> None:
     """Drops a scope, wherever it stands."""
-    _scopes.set(tuple(each for each in _scopes.get() if each is not scope))
+    scopes = _scopes.get()
+    _scopes.set(scopes[:-1] if scopes[-1] is scope else tuple(each for each in scopes if each is not scope))
 
 
 def is_open() -> bool:

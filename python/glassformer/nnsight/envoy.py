@@ -41,8 +41,7 @@ class Envoy:
     @property
     def output(self) -> Any:
         """What the module returns."""
-        scope = _open.current(self.root)
-        return (self._scope("output") if scope is None else scope).read(self, "output")
+        return self._scope("output").read(self, "output")
 
     @output.setter
     def output(self, value: Any) -> None:

@@ -25,7 +25,8 @@ class _Here(threading.local):
 
     def sources(self) -> list[torch.Tensor]:
         """What all values of traces that carry a graph were made from: their gradients are found together."""
-        watched = [part.source for watch in _open.watches() for part in watch.parts()]
+        parts = [part for watch in _open.watches() for value in watch.values() for part in value.pieces.parts]
+        watched = [part.source for part in parts if part.source.requires_grad and not hasattr(part.source, "pieces")]
         alive = [source for source in (reference() for reference in self.remembered.values()) if source is not None]
         return list({id(source): source for source in [*watched, *alive]}.values())
 

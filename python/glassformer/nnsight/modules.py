@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from glassformer import _core
+from glassformer.nnsight import _open
 from glassformer.nnsight.envoy import Envoy
 from glassformer.nnsight.outputs import Output
 from glassformer.nnsight.source import Source, trace_for
+from glassformer.nnsight.tensors import InputValue, NodeValue
 
 _RETURNS = {"block": "tuple", "attention": "tuple", "rotary": "tuple", "decoder": "decoder", "model": "model"}
 _MIXING = ("block", "attention")
@@ -36,22 +38,27 @@ class Place:
     parameters: list[Any]
     title: str
     settings: str
+    input_node: str | None  # The one node whose value the input is, as it is,
+    output_node: str | None  # and the output's, for modules that return a tensor.
 
     @classmethod
     def of(cls, info: Any) -> Place:
         """From the core's description."""
         outputs = (tuple(info.output), *((node,) for node in info.more_outputs)) if info.output else ()
+        returns = _RETURNS.get(info.part, "tensor")
         return cls(
             info.part,
             info.layer,
             tuple(info.input),
             outputs,
-            _RETURNS.get(info.part, "tensor"),
+            returns,
             info.input_is_private,
             info.call_begin,
             list(info.parameters),
             info.class_name,
             info.description,
+            info.input[0] if info.input_is_private and len(info.input) == 1 else None,
+            outputs[0][0] if returns == "tensor" and outputs and len(outputs[0]) == 1 else None,
         )
 
 
@@ -59,6 +66,32 @@ class EngineEnvoy(Envoy):
     """A module of a language model; its values are nodes of the engine's traces."""
 
     place: Place
+
+    # What is read most often, in as few steps as Python can take; everything else goes the way of every envoy.
+
+    @property
+    def output(self) -> Any:
+        """What the module returns."""
+        scope, node = _open.current(self.root), self.place.output_node
+        if node is not None and scope is not None and (reader := getattr(scope, "reader", None)) is not None:
+            return reader.read(node, NodeValue)
+        return (self._scope("output") if scope is None else scope).read(self, "output")
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._scope("output").write(self, "output", value)
+
+    @property
+    def input(self) -> Any:
+        """The module's first argument."""
+        scope, node = _open.current(self.root), self.place.input_node
+        if node is not None and scope is not None and (reader := getattr(scope, "reader", None)) is not None:
+            return reader.read(node, InputValue)
+        return (self._scope("input") if scope is None else scope).read(self, "input")
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        self._scope("input").write(self, "input", value)
 
     @property
     def _module(self) -> torch.nn.Module:

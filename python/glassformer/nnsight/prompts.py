@@ -56,8 +56,8 @@ def read_prompts(model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> 
 
 
 def _prompts(model: Any, source: Any, mask: Any, positions: Any, labels: Any) -> Prompts:
-    if isinstance(source, torch.Tensor) and source.ndim == 2 and source.dtype == torch.int64 and len(source) > 0:
-        prompts = Prompts(whole=source.detach())
+    if isinstance(source, torch.Tensor) and source.ndim == 2 and source.dtype == torch.int64 and source.shape[0] > 0:
+        prompts = Prompts(whole=source if type(source) is torch.Tensor else source.detach())
     else:
         prompts = Prompts(_rows(model, source))
     if mask is None and labels is None and positions is None and len(prompts) > 0:

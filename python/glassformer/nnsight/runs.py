@@ -37,7 +37,7 @@ class Prompts:
         return self.sequences
 
     def __len__(self) -> int:
-        return len(self.rows) if self.whole is None else len(self.whole)
+        return len(self.rows) if self.whole is None else self.whole.shape[0]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Run:
     def __init__(self, trace: Trace, padding: Sequence[int]) -> None:
         self.trace = trace
         self.padding = list(padding)
-        self.steps = [(0, trace.length)]
+        self.steps = [(0, trace.core.length)]
 
     @property
     def n_rows(self) -> int:
@@ -86,7 +86,7 @@ class Rows:
         self._generation: Any = None
         if with_graph:
             for run in self.runs:
-                run.trace.requires_grad_()
+                run.trace.core.require_grad(True)
         if options is not None:
             cores = [run.trace.core for run in self.runs]
             self._generation = _core.Generation(
@@ -144,7 +144,8 @@ def _runs(model: Any, prompts: Prompts, one_by_one: bool) -> list[Run]:
         return [Run(whole, padding)]
     if not one_by_one and equal:
         ids = torch.stack(prompts.rows) if prompts.whole is None else prompts.whole
-        return [Run(trace_of(model, ids, None, prompts.positions, "budget", 0, None), [0] * len(prompts))]
+        trace = Trace(model, _core.Trace(model.core, ids, positions=prompts.positions))
+        return [Run(trace, [0] * len(prompts))]
     return [Run(trace_of(model, row[None], None, None, "budget", 0, None), [0]) for row in prompts.rows]
 
 

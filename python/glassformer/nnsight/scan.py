@@ -33,6 +33,9 @@ class ShapeScope(EngineScope):
             raise _core.UnavailableError("the block is closed: values can be set inside it only")
         self.tracer.write_place(self, nodes, step, given(value), by_head)
 
+    def _open_reader(self) -> None:
+        pass  # There are no values to be read.
+
     def read(self, envoy: EngineEnvoy, what: str) -> Any:
         """A module's input, inputs or output."""
         if isinstance(envoy, OwnEnvoy):

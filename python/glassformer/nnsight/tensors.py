@@ -92,9 +92,17 @@ class NodeValue(TracedTensor, LiveTensor):
     @cached_property
     def pieces(self) -> Pieces:
         """What it was put together from; of a value of a single node found out when it is first asked for."""
-        (watch, padding, place), core, node, source, version = self._origin
-        parts = () if core is None else (LivePart(source, ..., core, node, version),)
-        return Pieces(parts, watch, padding, place, None)
+        (watch, _, padding, scope), node, *copied = self._origin
+        parts = []
+        if copied:
+            source, version, core = copied
+            parts = [LivePart(source, ..., core, node, version)]
+        return Pieces(parts, watch, padding, (scope, (node,), 0), None)
+
+    @cached_property
+    def _watcher(self) -> Any:
+        """The trace that watches it, as `LiveTensor` has it."""
+        return self._origin[0][1]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.pieces.assign(self, index, value)
@@ -320,45 +328,6 @@ class _TokensOf(Part):
             backward.replace(self.source, whole)
 
 
-class Watch:
-    """The values of a trace in users' hands that are copies of what the trace itself watches."""
-
-    __slots__ = ("_core", "add", "is_open", "settle")
-
-    def __init__(self) -> None:
-        self._core = _core.Watch()
-        self.add = self._core.add
-        self.settle = self._core.settle
-        self.is_open = True
-
-    def hand_out(
-        self, core: _core.Trace, node: str, by_head: bool, kind: type[NodeValue], padding: Sequence[int], place: Any
-    ) -> Any:
-        """A node's whole value, watched."""
-        told = (self, padding, place)
-        found = self._core.hand_out(core, node, by_head, kind, told)
-        if found is None:
-            self.collect()
-            found = self._core.hand_out(core, node, by_head, kind, told)
-        return found
-
-    def collect(self) -> None:
-        """Makes edits of what was changed in place since."""
-        if self._core.any_changed():
-            for value in reversed(self._core.changed()):  # Values taken out of others first.
-                value.pieces.push(value)
-
-    def parts(self) -> list[Part]:
-        """What the values that somebody has were made from, where that carries a graph."""
-        found = [part for value in self._core.values() for part in value.pieces.parts]
-        return [part for part in found if part.source.requires_grad and not isinstance(part.source, NodeValue)]
-
-    def abandon(self) -> None:
-        """Watches nothing any more."""
-        self.is_open = False
-        self._core.clear()
-
-
 class Pieces:
     """How a user's value is put together from parts, and how its changes go back to them. Without parts the trace
     itself watches the value."""
@@ -366,7 +335,7 @@ class Pieces:
     __slots__ = ("_watch", "guard", "padding", "parts", "place")
 
     def __init__(
-        self, parts: Sequence[Part], watch: Watch | None, padding: Sequence[int] | None, place: Any, guard: Any
+        self, parts: Sequence[Part], watch: _core.Watch | None, padding: Sequence[int] | None, place: Any, guard: Any
     ) -> None:
         self.parts = parts
         self._watch = watch
@@ -375,7 +344,7 @@ class Pieces:
         self.guard = guard
 
     @property
-    def watch(self) -> Watch | None:
+    def watch(self) -> _core.Watch | None:
         """What watches the value, while its trace is open."""
         return self._watch if self._watch is not None and self._watch.is_open else None
 
@@ -434,7 +403,7 @@ class Pieces:
 def follow(
     value: torch.Tensor,
     parts: Sequence[Part],
-    watch: Watch | None,
+    watch: _core.Watch | None,
     kind: type[NodeValue] = NodeValue,
     padding: Sequence[int] | None = None,
     place: Any = None,

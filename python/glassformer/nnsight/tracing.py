@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy
 from glassformer.nnsight.prompts import read_prompts
 from glassformer.nnsight.runs import GenerationOptions, Guard, Rows, Run, generated_ids, step_is_over
 from glassformer.nnsight.steps import StepChooser, Steps
-from glassformer.nnsight.tensors import InputValue, NodeValue, Part, Watch, follow, plain, traced
+from glassformer.nnsight.tensors import InputValue, NodeValue, Part, follow, plain, traced
 
 AT_LAST_POSITION = ("unembed.hook_in", "unembed.hook_out", "logits")
 """What a generation, as transformers has it, computes of the last position only."""
@@ -37,12 +38,22 @@ class EngineScope:
         self._ahead: dict[str, int] = {}  # How many steps further modules are, after `module.next()`.
         self._handed_arguments: dict[str, dict[str, Any]] = {}  # Of each module, as `.inputs` gave them last.
         self._put_inputs: dict[tuple[str, int], torch.Tensor] = {}
+        self.reader: _core.Reader | None = None  # Where there is one trace that generates nothing.
 
     @property
     def tracer(self) -> Tracer:
         """The tracer that the scope belongs to."""
         assert self._tracer is not None
         return self._tracer
+
+    def _open_reader(self) -> None:
+        """Looks whether there is a single trace, at its only step, which values can be read of as they are."""
+        tracer = self.tracer
+        rows = tracer.rows if self._own_rows is None else self._own_rows
+        self.reader = None
+        if len(rows) == 1 and len(rows[0].runs) == 1 and tracer.options is None:
+            run = rows[0].runs[0]
+            self.reader = _core.Reader(tracer.watch, run.trace.core, run.padding, id(self))
 
     def _rows(self) -> list[Rows]:
         """The rows that are meant: some of the tracer's, or all that it has by now."""
@@ -89,6 +100,7 @@ class EngineScope:
 
     def advance(self, envoy: EngineEnvoy, steps: int) -> None:
         """`module.next()`: this module alone, and what is below it, is some steps further."""
+        self.reader = None
         self._ahead[envoy.path] = self._ahead.get(envoy.path, 0) + steps
 
     def step_of(self, envoy: EngineEnvoy) -> int:
@@ -132,14 +144,13 @@ class EngineScope:
     ) -> Any:
         """The value of nodes at a step, side by side (`by_head`: a single one as it is), watched while the trace is
         open."""
-        tracer = self if self._tracer is None else self._tracer
-        key = (id(self), nodes, step)
-        if tracer.only is not None and step == 0 and tracer.is_open:
-            return values.read_whole(tracer.only, nodes, tracer.watch, kind, by_head, key)
+        if self.reader is not None and len(nodes) == 1:
+            return self.reader.read(nodes[0], kind, by_head)
+        tracer = self.tracer
         tracer.collect()
         watch = tracer.watch if tracer.is_open else None
         guard = Guard(tracer, self._rows(), step) if watch is not None and tracer.options is not None else None
-        return values.read(self.layout(nodes, step, by_head), watch, kind, key, guard)
+        return values.read(self.layout(nodes, step, by_head), watch, kind, (id(self), nodes, step), guard)
 
     def write_nodes(
         self, nodes: tuple[str, ...], step: int, value: Any, derived: bool = False, by_head: bool = False
@@ -356,11 +367,13 @@ class Invoke(EngineScope):
 
     def __enter__(self) -> Invoke:
         self.tracer.collect()
+        self._open_reader()
         _open.enter(self)
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
         _open.leave(self)
+        self.reader = None
         if error is None or isinstance(error, _Stop):
             self.tracer.collect()
         return isinstance(error, _Stop)
@@ -370,6 +383,11 @@ class Tracer(EngineScope):
     """An open trace; made by `LanguageModel.trace` and `generate`. As a scope it has the rows of all its invokes."""
 
     invoke_kind: type[Invoke] = Invoke
+
+    @cached_property
+    def own_calls(self) -> OwnCalls:
+        """What modules of the user's own were given and returned."""
+        return OwnCalls()
 
     def __init__(
         self,
@@ -382,17 +400,16 @@ class Tracer(EngineScope):
         self.model = model
         self.options = options
         self.rows: list[Rows] = []
-        self.watch = Watch()
+        self.watch = _core.Watch()
         self.caches: list[Cache] = []
-        self.own_calls = OwnCalls()
         self.edits: tuple[Any, ...] = model.edits if edited else ()
-        self.only: Run | None = None  # The one run of a trace with a single one that generates nothing.
         self.is_open = False
         super().__init__(None, model)
         self._next_invoke = 0
         self._in_loop = False
         prompts = read_prompts(model, inputs, given)
-        model.refuse(given)
+        if given:
+            model.refuse(given)
         if prompts is not None:
             self._add(prompts)
 
@@ -405,8 +422,8 @@ class Tracer(EngineScope):
         with_graph = self.options is None and torch.is_grad_enabled()
         rows = Rows(self.model.engine, prompts, self.options, with_graph)
         self.rows.append(rows)
-        runs = [run for each in self.rows for run in each.runs]
-        self.only = runs[0] if len(runs) == 1 and self.options is None else None
+        if self.is_open:
+            self._open_reader()
         for edit in self.edits:
             edit.replay(EngineScope(self, self.model, [rows]))
         return rows
@@ -426,11 +443,11 @@ class Tracer(EngineScope):
 
     def collect(self) -> None:
         """Makes edits of what was changed in place since."""
-        if self.is_open:
-            self.watch.collect()
+        self.watch.collect()
 
     def __enter__(self) -> Tracer:
         self.is_open = True
+        self._open_reader()
         _save.mount()
         _open.enter(self)
         return self
@@ -438,25 +455,23 @@ class Tracer(EngineScope):
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
         _open.leave(self)
         _save.unmount()
+        self.reader = None
         stopped = isinstance(error, _Stop)
         try:
             if error is None or stopped:
-                self._close()
+                self.watch.collect()
+                if "own_calls" in self.__dict__ and self.own_calls.replayed is not None:
+                    self.own_calls.replayed.check_unchanged()
+                for trace in self.traces:
+                    trace.core.collect()
+                while self.caches:
+                    self.caches.pop().close()
         finally:
             self.is_open = False
-            self.watch.abandon()
+            self.watch.close()
             for trace in self.traces:
                 trace.core.let_go() if error is None or stopped else None
         return stopped
-
-    def _close(self) -> None:
-        self.watch.collect()
-        if self.own_calls.replayed is not None:
-            self.own_calls.replayed.check_unchanged()
-        for trace in self.traces:
-            trace.core.collect()
-        while self.caches:
-            self.caches.pop().close()
 
     def invoke(self, *inputs: Any, **given: Any) -> Invoke:
         """Adds prompts: what is read and set inside is theirs alone, without padding of others. Without an input it is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from glassformer import _core
 from glassformer._arguments import tensor_of
 from glassformer.live_tensor import make_live
 from glassformer.nnsight.runs import Run
-from glassformer.nnsight.tensors import LivePart, NodeValue, Part, Watch, follow, plain
+from glassformer.nnsight.tensors import LivePart, NodeValue, Part, follow, plain
 
 
 class View(NamedTuple):
@@ -104,23 +103,7 @@ def width_of(node: Any) -> int:
     return math.prod(node.sizes[2:])
 
 
-def read_whole(
-    run: Run, nodes: tuple[str, ...], watch: Watch, kind: type[NodeValue], by_head: bool, key: Any
-) -> NodeValue:
-    """The value of nodes of the only run there is: `read`, without a layout to be made."""
-    core = run.trace.core
-    if len(nodes) == 1:
-        return watch.hand_out(core, nodes[0], by_head, kind, run.padding, key)
-    watch.collect()
-    sources = [core.hand_out(node) for node in nodes]
-    flattened = [source.flatten(2) for source in sources]
-    ends = list(itertools.accumulate(source.shape[2] for source in flattened))
-    places = [(..., slice(end - source.shape[2], end)) for end, source in zip(ends, flattened, strict=True)]
-    parts = [LivePart(*each, core, node) for *each, node in zip(sources, places, nodes, strict=True)]
-    return follow(torch.cat(flattened, -1), parts, watch, kind, run.padding, key)
-
-
-def read(layout: Layout, watch: Watch | None, kind: type[NodeValue], key: Any, guard: Any = None) -> NodeValue:
+def read(layout: Layout, watch: _core.Watch | None, kind: type[NodeValue], key: Any, guard: Any = None) -> NodeValue:
     """The value of a layout, watched if there is a watch; `guard` may refuse its changes. Runs that are read together
     are computed together."""
     if not layout.pieces:
