@@ -201,3 +201,167 @@ def test_without_hook_nothing_is_seen(with_sae):
         edited.transformer.h[1].output = edited.transformer.h[1].sae(edited.transformer.h[1].output[0])
     with edited.trace(TOKENS), pytest.raises(glassformer.UnavailableError, match="hook=True"):
         edited.transformer.h[1].sae.output  # noqa: B018
+
+
+# --- what is seldom written in an edit
+
+
+def test_values_of_an_edit_that_has_ended(model):
+    with model.edit() as edited:
+        hidden = edited.transformer.h[1].output[0]
+        length = hidden.shape[1]
+    assert hidden.shape[2] == 24 and f"{length}" == repr(length) == "unknown"
+    for use in (lambda: hidden + 1, lambda: length + 1, lambda: torch.zeros(length), lambda: torch.ones(2) * length):
+        with pytest.raises(glassformer.UnavailableError, match="whose block has ended"):
+            use()
+
+
+def test_calls_on_ordinary_tensors(with_sae):
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64)
+    expected = with_sae.transformer.h[1].sae(x), with_sae.lm_head(x)
+    with with_sae.edit() as edited:
+        found = edited.transformer.h[1].sae(x, hook=True), edited.lm_head(x)
+        assert torch.equal(edited.transformer.h[1].sae.input, x)
+        edited.transformer.h[1].output[0][:] = found[0]
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert torch.equal(stream(edited)[1], expected[0].expand(2, 6, 24))
+
+
+def test_own_modules_named_on_the_model_that_was_copied(with_sae):
+    def change(model, h):
+        sae = model.transformer.h[1].sae
+        sae.input = h[1].output[0] * 2
+        h[1].output = sae(h[1].output[0], hook=True) + sae.input
+
+    with with_sae.edit() as edited:
+        change(with_sae, edited.transformer.h)
+    found = stream(edited)
+    assert_equal(found, stream(with_sae, TOKENS, lambda: change(with_sae, with_sae.transformer.h)))
+    plain = stream(with_sae)[1]
+    assert torch.allclose(found[1], with_sae.transformer.h[1].sae(plain * 2) + plain * 2, rtol=0, atol=1e-12)
+
+
+def test_a_module_that_comes_during_the_edit(model):
+    with model.edit() as edited:
+        model.transformer.h[0].late = Autoencoder()
+        edited.transformer.h[0].output = model.transformer.h[0].late(edited.transformer.h[0].output[0])
+    expected = model.transformer.h[0].late(stream(model)[0])
+    assert torch.equal(stream(edited)[0], expected)
+
+
+def test_tokens_and_sizes_as_values(model):
+    def change(h):
+        hidden = h[1].output[0]
+        hidden.t[torch.tensor([0, -1])] = 1
+        h[2].mlp.output = hidden.shape[1]
+
+    with model.edit() as edited:
+        change(edited.transformer.h)
+        assert edited.output.loss is None
+    assert_equal(stream(edited), stream(model, TOKENS, lambda: change(model.transformer.h)))
+
+
+@pytest.mark.parametrize("way", ["next", "loop", "all"])
+def test_one_step(model, way):
+    def change():
+        model.transformer.h[1].output[0][:] = 0
+
+    with model.edit(inplace=True) as tracer:
+        if way == "next":
+            tracer.next()
+            change()
+        elif way == "loop":
+            for _ in tracer.iter[1]:
+                change()
+        else:
+            for step in model.all():
+                model.transformer.h[1].output[0][:] *= step - 1
+    found = []
+    with model.generate(TOKENS[:1], max_new_tokens=3) as tracer:
+        for _ in tracer.iter[:]:
+            found.append(model.transformer.h[1].output[0].clone())
+    assert found[0].abs().min() > 0 and found[1].abs().max() == 0 and found[2].abs().min() > 0
+
+
+def test_what_isnt_a_loop(model):
+    with model.edit(inplace=True) as tracer:
+        with pytest.raises(TypeError, match="indexed by the steps"):
+            list(tracer.iter)
+        with pytest.raises(glassformer.InputError, match=r"tracer.iter\[-1::1\]: steps count from 0 on, forward"):
+            list(tracer.iter[-1:])
+
+
+def with_two_lengths(model, read):
+    with model.trace([[1, 2, 3], [4, 5]]):
+        read()
+
+
+class Halves(torch.nn.Module):
+    """Takes two tensors and returns both, and their sum over everything."""
+
+    def forward(self, x, y):
+        return x / 2, y / 2, (x + y).sum()
+
+
+def test_modules_of_several_arguments_and_results(model):
+    model.transformer.h[1].halves = torch.nn.Sequential()
+    model.transformer.h[1].halves.inner = Halves()
+    halves = model.transformer.h[1].halves.inner
+    with model.trace(TOKENS):
+        hidden = model.transformer.h[1].output[0]
+        halves.inputs = ((hidden * 4, hidden * 2), {})
+        one, two, _ = halves(hidden, hidden, hook=True)
+        assert torch.equal(one, hidden * 2) and torch.equal(two, hidden)
+        assert torch.equal(halves.inputs[0][1], hidden * 2)
+    with model.edit() as edited:
+        hidden = edited.transformer.h[1].output[0]
+        edited.transformer.h[1].output = edited.transformer.h[1].halves.inner(hidden, hidden, hook=True)[0]
+    plain = stream(model, TOKENS)[1]
+    assert torch.equal(stream(edited)[1], plain / 2)
+    inner = edited.transformer.h[1].halves.inner
+    with pytest.raises(glassformer.UnsupportedError, match="of prompts of different lengths: read it invoke by"):
+        with_two_lengths(edited, lambda: inner.output)
+
+
+def test_a_result_without_positions(model):
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((0, 1))
+
+    model.transformer.h[1].mean = Mean()
+    with model.edit() as edited:
+        hidden = edited.transformer.h[1].output[0]
+        edited.transformer.h[1].output = hidden - edited.transformer.h[1].mean(hidden, hook=True)
+    mean = edited.transformer.h[1].mean
+    with pytest.raises(glassformer.UnsupportedError, match="has no axes batch pos: read it invoke by invoke"):
+        with_two_lengths(edited, lambda: mean.output)
+    with edited.trace([[1, 2, 3]]):
+        found = mean.output.clone()
+    assert torch.equal(found, stream(model, [[1, 2, 3]])[1].mean((0, 1)))
+
+
+def test_tokens_are_put_in_the_place_of_others(model):
+    """Of prompts of one length and of several, with the tokens still in somebody's hands or not."""
+    with model.edit() as edited:
+        hidden = edited.transformer.h[1].output[0]
+        hidden.t[-1] = hidden.t[0]
+        other = hidden.t[[0, 1]]
+        hidden.t[[1, 2]] = other
+        hidden.t[0] += hidden.t[1]
+    with torch.no_grad():
+        for prompts in ([[1, 2, 3, 4, 5]], [[1, 2, 3, 4], [5, 6, 7, 8, 9]]):
+            with model.trace(prompts):
+                before = model.transformer.h[1].output[0].clone()
+            with edited.trace(prompts):
+                found = edited.transformer.h[1].output[0]
+            for row, prompt in enumerate(prompts):
+                mine, clean = found[row, -len(prompt) :], before[row, -len(prompt) :]
+                expected = clean.clone()
+                expected[-1], expected[1], expected[2], expected[0] = clean[0], clean[0], clean[1], 2 * clean[0]
+                torch.testing.assert_close(mine, expected)
+            with model.trace(prompts):
+                hidden = model.transformer.h[1].output[0]
+                hidden.t[-1] = hidden.t[0]
+                hidden.t[[1, 2]] = hidden.t[[0, 1]]
+                hidden.t[0] += hidden.t[1]
+                torch.testing.assert_close(model.transformer.h[1].output[0], found)

@@ -77,6 +77,7 @@ def test_torch_modules_are_over_the_same_weights(kind, tmp_path):
         }, path
         for name, value in module.named_parameters():
             assert torch.equal(value, own.get_parameter(name)), (path, name)
+    assert model._module.config is model._model.config is model.config
     blocks = model.get("transformer.h" if kind == "gpt2" else "model.layers")
     assert isinstance(blocks._module, torch.nn.ModuleList) and isinstance(model.lm_head._module, torch.nn.Linear)
     for found, expected in (
@@ -119,6 +120,20 @@ def test_live_modules_are_the_models_own():
     model = LanguageModel(reference)
     assert model._module is reference and model.model.layers[1].mlp._module is reference.model.layers[1].mlp
     assert model.model.norm.weight is reference.model.norm.weight
+
+
+def test_gradients_of_weights_are_the_engines():
+    """A live model's parameters get none; the weight that the engine computes with does, where it asks."""
+    reference = make_model("llama", torch.float64)
+    model, ids = LanguageModel(reference), torch.arange(3, 9)[None]
+    mine = model.engine.weights["blocks.1.mlp.out.weight"].requires_grad_()
+    with model.trace(ids):
+        loss = model.output.logits[0, -1].logsumexp(0)
+    loss.backward()
+    own = reference.model.layers[1].mlp.down_proj.weight
+    assert own.grad is None and mine.grad is not None and mine.data_ptr() == own.data_ptr()
+    reference(ids).logits[0, -1].logsumexp(0).backward()
+    torch.testing.assert_close(mine.grad, own.grad, rtol=0, atol=1e-5)
 
 
 PROMPTS = {
@@ -229,6 +244,56 @@ def test_the_generation_config_of_a_folder(tmp_path):
     assert model.generate(TEXT, trace=False, max_new_tokens=2)[0].tolist() == plain[: len(ids) + 2]
 
 
+def test_how_long_generations_are():
+    """As in transformers: 20 new tokens where nobody says, however long the prompt; `max_length` counts the prompt."""
+    reference, folder = published("gpt2", torch.float64)
+    model = LanguageModel(folder, dtype=torch.float64)
+    short, long = torch.arange(3, 8)[None], torch.arange(3, 28)[None]
+    for ids in (short, long):
+        for options in ({}, {"max_length": 35}, {"max_new_tokens": 2, "max_length": 3}):
+            expected = reference.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, eos_token_id=None, **options
+            )
+            found = model.generate(ids, trace=False, eos_token_id=None, **options)
+            assert found.tolist() == expected.tolist()
+    with model.generate(eos_token_id=None) as tracer, tracer.invoke(long):
+        assert tracer.result.shape == (1, 45)
+    for ids, options, why in (
+        (long, {"max_length": 25}, r"generate\(max_length=25\): the prompt has 25 tokens itself"),
+        (None, {"max_length": 25}, "counts the prompt, which comes with an invoke: give max_new_tokens"),
+        (short, {"max_new_tokens": 1.5}, r"generate\(max_new_tokens=1\.5\): expected a whole number"),
+        (short, {"max_new_tokens": "3"}, r"generate\(max_new_tokens='3'\): expected a whole number"),
+        (short, {"do_sample": True, "top_k": 1.5}, r"generate\(top_k=1\.5\): expected a whole number"),
+        (short, {"do_sample": True, "temperature": "hot"}, r"generate\(temperature='hot'\): expected a number"),
+    ):
+        with pytest.raises(glassformer.InputError, match=why):
+            model.generate(*[] if ids is None else [ids], **options)
+    with pytest.raises(glassformer.UnsupportedError, match="return_dict_in_generate=True"):
+        model.generate(short, return_dict_in_generate=True)
+    assert (
+        model.generate(short, trace=False, max_new_tokens=1, logits_processor=None, stopping_criteria=[]).shape[1] == 6
+    )
+
+
+def test_steps_that_are_none():
+    model = LanguageModel(published("gpt2", torch.float64)[1], dtype=torch.float64)
+    with model.generate(TEXT, max_new_tokens=5, eos_token_id=None) as tracer:
+        for wrong, why in (
+            (slice(0, 3, 0), r"tracer\.iter\[0:3:0\]: steps count from 0 on, forward"),
+            (slice(-2, None), r"tracer\.iter\[-2:\]: steps count from 0 on, forward"),
+            ([1, -1], r"tracer\.iter\[\[1, -1\]\]: steps count from 0 on"),
+            ("first", r"tracer\.iter\['first'\]: expected a slice, a number or a list of steps; found 'first'"),
+            (slice(None, 2.5), r"tracer\.iter\[:2\.5\]: expected .*; found 2\.5"),
+        ):
+            with pytest.raises(glassformer.InputError, match=why):
+                list(tracer.iter[wrong])
+        assert [list(tracer.iter[chosen]) for chosen in (slice(1, None, 2), (0, 2), range(3))] == [
+            [1, 3],
+            [0, 2],
+            [0, 1, 2],
+        ]
+
+
 def test_a_loop_around_invokes():
     """Each step goes through the same invokes; what is read is each one's own."""
     reference, folder = published("gpt2", torch.float64)
@@ -295,3 +360,22 @@ def test_values_of_older_versions():
     assert found.value is found and named.value["logits"].value.shape[-1] == 359 and number == 3
     with pytest.raises(AttributeError, match="write `if`"):
         nnsight.cond(True)
+
+
+def test_names_on_the_hub(monkeypatch):
+    _, folder = published("gpt2", torch.float32)
+    asked = []
+
+    def snapshot_download(name, revision, local_files_only, token=None, **options):
+        asked.append((name, revision, local_files_only, token))
+        if local_files_only:
+            raise OSError("not there")
+        return folder
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model = LanguageModel("gpt2-small", revision="main", token="?")
+    assert asked == [("gpt2", "main", True, "?"), ("gpt2", "main", False, "?")]
+    assert torch.equal(model.lm_head.weight, LanguageModel(folder).lm_head.weight)
+    with pytest.raises(glassformer.FileError, match=r"owner/model: .* could not be fetched \(not there\): give a"):
+        LanguageModel("owner/model", local_files_only=True)
+    assert asked[2:] == [("owner/model", None, True, None)]

@@ -74,9 +74,34 @@ def test_wrong_invokes():
                 pass
         with tracer.invoke():
             pass
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            inside = model[0].output
+        for asked in (
+            lambda: model[0].output,
+            lambda: model[0].skip(0),
+            lambda: setattr(model[0], "input", x),
+            lambda: model[0].next(),
+            lambda: model.iter,
+            lambda: model.all(),
+        ):
+            with pytest.raises(glassformer.UnavailableError, match=r"has no input here; .* tracer\.invoke"):
+                asked()
+        assert torch.equal(model[0](x), inside)
     error = pytest.raises(glassformer.InputError, match="inside of another")
     with error, model.trace() as tracer, tracer.invoke(x), tracer.invoke(x):
         pass
+
+
+def test_inputs_that_are_no_arguments():
+    model, x = wrapped("mlp")
+    for wrong in (x, None, (x,), (x, {}), ((x,), None)):
+        with model.trace(x):
+            with pytest.raises(
+                glassformer.InputError, match=r"model\.first\.inputs: expected \(\(…,\), \{…\}\); found"
+            ):
+                model[0].inputs = wrong
+            model[0].inputs = ([x], {})
 
 
 def test_stop_ends_one_input():

@@ -197,6 +197,14 @@ def test_modules_of_ones_own(model):
         assert block.probe.inner.output.shape == (2, 4, 5) and block.probe.input.shape == (2, 4, width)
 
 
+def test_modules_of_ones_own_in_an_invoke(model):
+    model.probe = torch.nn.Linear(3, 2, dtype=torch.float64)
+    with model.scan() as tracer, tracer.invoke(random_tokens(1, 4)):
+        model.probe.input = torch.zeros(5, 3, dtype=torch.float64)
+        found = model.probe(torch.zeros(9, 3, dtype=torch.float64), hook=True)
+        assert model.probe.input.shape == (5, 3) and found.shape == (5, 2)
+
+
 def test_scans_of_one_model_in_a_trace_of_another(model):
     other = LanguageModel(make_model("gpt2", torch.float64))
     with other.trace([1, 2, 3]):
@@ -210,3 +218,63 @@ def test_loss(model):
     ids = random_tokens(2, 6)
     with model.scan(ids, labels=ids):
         assert model.output.loss.shape == ()
+
+
+def test_modules_called_on_shapes(model):
+    ids = random_tokens(2, 5)
+    listed = [each for each in modules_of(model) if each.place.inputs and each is not model]
+    called = [each for each in listed if each.place.part != "rotary"]
+    expected, found = {}, {}
+    with model.trace(ids):
+        for module in called:
+            output = module(module.input)
+            expected[module.path] = shape(tuple(output) if isinstance(output, tuple) else output[:])
+    with model.scan(ids):
+        for module in called:
+            output = module(module.input)
+            found[module.path] = shape(output if isinstance(output, tuple) else output[:])
+        for rotary in set(listed) - set(called):
+            with pytest.raises(glassformer.UnsupportedError, match="can't be run on shapes"):
+                rotary(rotary.input)
+        with pytest.raises(glassformer.InputError, match="takes one tensor; found tuple"):
+            model.lm_head((model.lm_head.input,))
+        with pytest.raises(glassformer.ShapeError, match="a last axis of"):
+            model.lm_head(model.lm_head.output)
+        with pytest.raises(glassformer.ShapeError, match="expected batch pos d_model"):
+            blocks_of(model)[0](blocks_of(model)[0].input[0])
+    assert len(called) > 15 and found == expected
+
+
+def blocks_of(model):
+    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
+
+
+def test_tokens_by_index(model):
+    with model.scan([[1, 2, 3], [4, 5]]):
+        hidden = blocks_of(model)[0].output[0]
+        assert hidden.t[-1].shape == hidden.token[0].shape == (2, hidden.shape[-1])
+        assert hidden.token[[0, 1]].shape == hidden.token[:2].shape == (2, 2, hidden.shape[-1])
+        hidden.token[0] = 1
+        hidden.t[0] += 1
+        assert hidden[0].t().shape == hidden.shape[:0:-1]
+        with pytest.raises(glassformer.InputError, match="token 2: sequence 1 has 2 tokens"):
+            hidden.token[2]
+        with pytest.raises(glassformer.InputError, match="different numbers of these tokens: 3, 2"):
+            hidden.token[:]
+        with pytest.raises(glassformer.InputError, match="found a tensor that was computed from one"):
+            (hidden + 1).token[0]
+
+
+def test_what_python_asks_of_tensors(model):
+    with model.scan(random_tokens(2, 5)):
+        hidden = blocks_of(model)[0].output[0]
+        assert f"{hidden}" == repr(hidden) and "shape=[2, 5," in f"{hidden}"
+        assert [each.shape for each in reversed(hidden)] == [hidden.shape[1:]] * 2
+        assert copy.deepcopy(hidden).shape == hidden.shape
+        with pytest.raises(TypeError, match="0-d tensor"):
+            len(hidden.sum())
+        pair = blocks_of(model)[0].output
+    with pytest.raises(glassformer.UnavailableError, match="closed"):
+        pair[0] = 1
+    with model.scan(random_tokens(2, 5)), pytest.raises(glassformer.UnsupportedError, match="together with another's"):
+        blocks_of(model)[0].output[0] + hidden

@@ -304,6 +304,38 @@ def test_values_are_ordinary_tensors(model):
     assert same(torch.stack([value, value])[0], expected) and same(logits.detach().cpu(), truth(PROMPT)[1])
 
 
+def test_saved_outputs_are_as_they_were_and_keep_no_trace(model):
+    with model.trace(PROMPT) as tracer:
+        pair, whole = model.transformer.h[2].attn.output.save(), model.output.save()
+        written = model.transformer.h[1].output.save()
+        pattern, past = pair[1].clone(), whole.past_key_values[2][0].clone()
+        model.transformer.h[0].output[0][:, 1] = 0
+        assert same(pair[1], pattern) and not same(model.transformer.h[2].attn.output[1], pattern)
+        written[0] = ones = torch.ones(24, dtype=torch.float64)
+        assert same(model.transformer.h[1].output[0][0, 3], ones) and same(written[0][0, 0], ones)
+    assert same(whole.logits, truth(PROMPT)[1]) and same(whole.past_key_values[2][0], past) and same(pair[1], pattern)
+    with pytest.raises(glassformer.UnavailableError, match="closed"):
+        pair[0] = pattern
+    trace, tracer = weakref.ref(tracer.traces[0]), None
+    gc.collect()
+    assert trace() is None and same(pair[1], pattern)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_outputs_can_be_copied_and_stored(model, copied):
+    with model.trace(PROMPT):
+        block, attention, whole = model.transformer.h[0].output, model.transformer.h[1].attn.output, model.output
+        inside = [copied(each) for each in (block, attention, whole)]
+        with pytest.raises(
+            AttributeError, match="has no 'lgits'; it has loss, logits, past_key_values, and what logits"
+        ):
+            _ = whole.lgits
+    for pair in (inside, [copied(each) for each in (block, attention, whole)]):
+        assert type(pair[0]) is type(pair[1]) is tuple and same(pair[0][0], truth(PROMPT)[0][0])
+        assert all(map(same, pair[1], attention)) and same(pair[2].logits, truth(PROMPT)[1])
+        assert pair[2].loss is None and same(pair[2].past_key_values[1][1], whole.past_key_values[1][1])
+
+
 BUILT_IN = [[], {}, (), set(), frozenset(), 1, True, 1.5, 2j, "x", b"x", range(2), slice(1), None, bytearray(b"x")]
 BUILT_IN += [collections.OrderedDict(), collections.defaultdict(list), collections.deque()]
 
@@ -443,6 +475,17 @@ def test_stop_in_loops_and_sessions(model):
                 raise AssertionError("behind the stop")
         found.append("the end")
     assert len(found) == 3 and same(found[0], truth(PROMPT)[0][0]) and same(found[1], truth(SHORT)[0][0])
+
+
+def test_one_module_is_cached_as_a_list_of_one(model):
+    h = model.transformer.h
+    with model.trace(PROMPT) as tracer:
+        caches = [tracer.cache(modules=each) for each in (h[1], "transformer.h.1", [h[1]], h)]
+        for wrong in ([3], [None]):
+            with pytest.raises(glassformer.InputError, match=r"expected modules of the model or their paths; found"):
+                tracer.cache(modules=wrong)
+    assert [len(cache.keys()) for cache in caches] == [1, 1, 1, len(h)]
+    assert all(same(cache["model.transformer.h.1"].output[0], truth(PROMPT)[0][1]) for cache in caches)
 
 
 def in_a_trace(model):

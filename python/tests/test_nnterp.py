@@ -143,6 +143,8 @@ def test_patchscopes_that_go_on(both):
         ({"token_positions": 0}, [0]),
         ({"token_positions": -1}, [-1]),
         ({"token_positions": torch.tensor([0, -1])}, [0, -1]),
+        ({"token_positions": slice(1, None)}, slice(1, None)),
+        ({"token_positions": slice(-2, None)}, slice(-2, None)),
     ],
 )
 def test_steering_of_prompts_of_different_lengths(both, options, places):
@@ -183,9 +185,40 @@ def test_steering_that_comes_too_late(both):
         ({"token_positions": 6}, "token 6: prompt 0 has 6 tokens"),
         ({"token_positions": [0, -7]}, "token -7: prompt 0 has 6 tokens"),
         ({"token_positions": 1, "batch_index": 3}, "prompt 3: the trace has 3"),
+        ({"batch_index": [0, -4]}, "prompt -4: the trace has 3"),
+        ({"batch_index": [True, False]}, "a mask of 2: the trace has 3 prompts"),
+        ({"token_positions": [True] * 5}, "a mask of 5: prompt 0 has 6 tokens"),
+        ({"token_positions": 1.0}, "tokens: expected whole numbers, a mask or a slice; found 1.0"),
+        ({"batch_index": "all"}, "prompts: expected whole numbers, a mask or a slice; found 'all'"),
     ]:
         with model.trace(SIX), pytest.raises(InputError, match=message):
             model.steer(1, vector, **options)
+    with pytest.raises(UnsupportedError, match="no mask"), model.edit() as edited:
+        edited.steer(1, vector, token_positions=[True] * 6)
+
+
+def test_layers_that_are_not_there(both):
+    _, model = both
+    vector, last = torch.zeros(model.hidden_size, dtype=torch.float64), model.num_layers - 1
+    with torch.no_grad(), model.trace(SIX):
+        for missing in (last + 1, -last - 2):
+            for asked in (
+                lambda layer: model.layers_output[layer],
+                lambda layer: model.attention_probabilities[layer],
+                lambda layer: model.steer([0, layer], vector),
+                lambda layer: model.skip_layers(0, layer),
+            ):
+                with pytest.raises(IndexError, match=f"layer {missing}: the model has {last + 1} layers"):
+                    asked(missing)
+        for wrong in (None, 1.0, slice(2), "1"):
+            with pytest.raises(InputError, match=f"expected the number of a layer, 0 to {last}"):
+                _ = model.mlps_input[wrong]
+        with pytest.raises(InputError, match="the last comes before the first"):
+            model.skip_layers(2, 1)
+        clean = model.layers_output[last].clone()
+        model.skip_layers(1, -1)
+        assert torch.equal(model.layers_output[-1], model.layers_input[1])
+        assert not torch.equal(model.layers_output[-1], clean)
 
 
 def test_skipped_layers_take_the_stream_as_it_is(both):

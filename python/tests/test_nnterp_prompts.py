@@ -12,7 +12,7 @@ from tokenizers import models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from glassformer import InputError, Tokenizer
-from glassformer.nnterp import display, interventions, prompt_utils
+from glassformer.nnterp import display, interventions, nnsight_utils, prompt_utils
 from glassformer.nnterp._tokenizers import without_prefix_space
 
 WORDS = ["Paris", "hello", "1135", "?", "über", "king", "dog"]
@@ -133,6 +133,21 @@ def test_run_prompts_without_prompts_or_with_different_targets():
     assert prompt_utils.run_prompts("model", []) == {}
     with pytest.raises(InputError, match="the first has a, and 'text 1' has b"):
         prompt_utils.run_prompts("model", prompts({"a": [1]}, {"b": [1]}))
+
+
+def test_what_is_no_prompt_and_no_target():
+    (one,) = prompts({"a": [1]})
+    for wrong in (one, ["a text"], "a text"):
+        with pytest.raises(InputError, match="run_prompts takes a list of Prompts"):
+            prompt_utils.run_prompts("model", wrong)
+    for wrong in (None, 3):
+        with pytest.raises(InputError, match=f"by the target's name; found {wrong}"):
+            prompt_utils.Prompt.from_strings("text", wrong, None)
+    for size in (0, -2):
+        with pytest.raises(InputError, match=f"batch_size is {size}; expected 1 or more"):
+            prompt_utils.run_prompts("model", [one], size)
+        with pytest.raises(InputError, match=f"batch_size is {size}; expected 1 or more"):
+            nnsight_utils.collect_token_activations_batched("model", ["text"], size)
 
 
 @pytest.mark.parametrize("indices", [[1], [1, 2, 3], torch.tensor([[1, 2]])])

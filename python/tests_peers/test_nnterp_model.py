@@ -199,6 +199,11 @@ STEERED = {
     "pairs": {"batch_index": [0, 3], "token_positions": [1, -2]},
     "one_of_prompts": {"batch_index": torch.tensor([0, 3]), "token_positions": 2},
     "twice": {"token_positions": [1, 1]},
+    "slice": {"token_positions": slice(1, 5, 2)},
+    "mask": {"token_positions": torch.tensor([False, True, True, False, False, True])},
+    "slice_of_prompts": {"batch_index": [0, 3], "token_positions": slice(-2, None)},
+    "mask_of_a_prompt": {"batch_index": 1, "token_positions": torch.tensor([True, False, True, False, False, False])},
+    "mask_of_prompts": {"batch_index": torch.tensor([True, False, False, True, False])},
 }
 
 

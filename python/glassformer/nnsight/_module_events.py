@@ -92,6 +92,11 @@ class Event:
         self.is_handed_out = False
         self.is_dropped = False
 
+    def hand_out(self) -> None:
+        """From now on what was computed is kept apart from what its user has."""
+        if not self.is_handed_out:
+            self.raw, self.is_handed_out = snapshots(self.raw), True
+
 
 @dataclass
 class Put:
@@ -182,13 +187,3 @@ def copies(value: Any) -> Any:
 def snapshots(value: Any) -> Any:
     """A structure with copies of its tensors that are on no graph."""
     return _trees.mapped(value, lambda _, leaf: copied(leaf.detach()) if isinstance(leaf, torch.Tensor) else leaf)
-
-
-def first_input(inputs: Any) -> Path:
-    """Where a call's first argument stands among its arguments; KeyError where there is none."""
-    args, kwargs = inputs
-    if args:
-        return (0, 0)
-    if kwargs:
-        return (1, next(iter(kwargs)))
-    raise KeyError("no argument")

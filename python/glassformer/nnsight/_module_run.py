@@ -41,8 +41,7 @@ class _Call:
 
     module: torch.nn.Module
     begin: Event
-    taken: list[Any] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
+    taken: list[tuple[torch.Tensor, int]] = field(default_factory=list)  # Arguments, with torch's counts of changes.
     shared: list[tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=list)
     is_left_out: bool = False
     has_hooks_inside: bool = False
@@ -50,11 +49,11 @@ class _Call:
 
     def is_as_taken(self) -> bool:
         """Whether the module has left its arguments as they were."""
-        return all(_version(leaf) == version for leaf, version in zip(self.taken, self.versions, strict=True))
+        return all(leaf._version == version for leaf, version in self.taken)
 
     def shares(self, leaf: Any) -> bool:
         """Whether something that the module returns lies in the memory of an argument."""
-        return isinstance(leaf, torch.Tensor) and any(_is_same_memory(leaf, each) for each in self.taken)
+        return isinstance(leaf, torch.Tensor) and any(_is_same_memory(leaf, each) for each, _ in self.taken)
 
     def change_shared(self, output: Any, passed: Any, edits: list[Edit]) -> None:
         """A module that returns an argument, or a view of it: what an edit changed of it in place changes the
@@ -78,23 +77,20 @@ class Run:
         self._calls: Counter[str] = Counter()
         self._stack: list[_Call] = []
         self._origins: dict[int, tuple[torch.Tensor, torch.Tensor | Sources, int]] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._undo = contextlib.ExitStack()
 
     def execute(self) -> bool:
         """Whether it came to its end; what it returned is the scope's `returned`."""
         scope = self._scope
-        with _lock, torch.inference_mode(False), torch.set_grad_enabled(scope.has_graph), _uncompiled():
-            outer, _running.run = getattr(_running, "run", None), self
+        with _lock, torch.inference_mode(False), torch.set_grad_enabled(scope.has_graph), _uncompiled(), self._undo:
+            self._undo.callback(setattr, _running, "run", getattr(_running, "run", None))
+            _running.run = self
             try:
                 self._install()
                 args, kwargs = scope.arguments()
                 scope.returned = scope.function(*args, **kwargs)
             except Enough:
                 return False
-            finally:
-                _running.run = outer
-                for undo in reversed(self._undo):
-                    undo()
             return True
 
     def _install(self) -> None:
@@ -107,7 +103,7 @@ class Run:
                 # Before users' own hooks: they see the edits, as they see what the module itself returns.
                 module.register_forward_hook(self._way_out(path), with_kwargs=True, prepend=True),
             ):
-                self._undo.append(handle.remove)
+                self._undo.callback(handle.remove)
             if path in left_out:
                 self._wrap_forward(module)
 
@@ -126,7 +122,7 @@ class Run:
     def _fake_buffers(self, module: torch.nn.Module) -> None:
         own = dict(module._buffers)
         module._buffers.update({name: each if each is None else each.clone() for name, each in own.items()})
-        self._undo.append(lambda: module._buffers.update(own))
+        self._undo.callback(module._buffers.update, own)
 
     def _wrap_forward(self, module: torch.nn.Module) -> None:
         own = vars(module).get("forward")
@@ -139,9 +135,9 @@ class Run:
 
         vars(module)["forward"] = left_out
         if own is None:
-            self._undo.append(lambda: vars(module).pop("forward"))
+            self._undo.callback(vars(module).pop, "forward")
         else:
-            self._undo.append(lambda: vars(module).__setitem__("forward", own))
+            self._undo.callback(vars(module).__setitem__, "forward", own)
 
     def _is_mine(self) -> bool:
         """Whether this call is one of this run's, not of another thread's or of a trace within."""
@@ -167,8 +163,8 @@ class Run:
                 (args, kwargs), self._passed(event, (args, kwargs)), event, scope.edits.at(event.place)
             )
             self._link(event, (args, kwargs), passed)
-            call.taken = [leaf for _, leaf in _trees.leaves(passed)]
-            call.versions = [_version(leaf) for leaf in call.taken]
+            tensors = [leaf for _, leaf in _trees.leaves(passed) if isinstance(leaf, torch.Tensor)]
+            call.taken = [(leaf, leaf._version) for leaf in tensors]
             self._stack.append(call)
             if event.place.call in scope.left_out.get(path, ()):
                 call.is_left_out, call.stand_in = True, scope.edits.at(event.place._replace(what="output"))[0].value
@@ -278,10 +274,6 @@ class Run:
             raise Enough
 
 
-def _version(leaf: Any) -> int:
-    return leaf._version if isinstance(leaf, torch.Tensor) else 0
-
-
 def _shared(
     given: Any, passed: Any, event: Event, edits: list[Edit]
 ) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor, int]]]:
@@ -321,11 +313,9 @@ def _has_hooks(module: torch.nn.Module) -> bool:
     )
 
 
-def _is_same_memory(one: torch.Tensor, other: Any) -> bool:
-    if one is other:
-        return True
-    if not isinstance(other, torch.Tensor) or not one.layout == other.layout == torch.strided:
-        return False
+def _is_same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one is other or not one.layout == other.layout == torch.strided:
+        return one is other
     return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 

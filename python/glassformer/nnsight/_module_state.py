@@ -4,9 +4,9 @@ what it keeps in attributes."""
 from __future__ import annotations
 
 import random
-import sys
 from typing import Any
 
+import numpy as np
 import torch
 
 from glassformer import _core
@@ -17,35 +17,25 @@ _NOT_STATE = ("_parameters", "_buffers", "_modules", "forward", *_HOOKS)
 
 def generator_states() -> list[Any]:
     """The states of all generators that modules draw from unless they are given one."""
-    states: list[Any] = [torch.get_rng_state(), random.getstate()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        kind, keys, *rest = numpy.random.get_state(legacy=True)
-        states.append((kind, torch.from_numpy(keys.astype("int64")), *rest))
-    return states
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), on_gpus, random.getstate(), np.random.get_state()]
 
 
 def set_generators(states: list[Any]) -> None:
     """Puts the generators back to what `generator_states` gave."""
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    rest = states[2:]
-    if rest and isinstance(rest[-1], tuple):
-        kind, keys, *others = rest.pop()
-        sys.modules["numpy"].random.set_state((kind, keys.numpy().astype("uint32"), *others))
-    if rest:
-        torch.cuda.set_rng_state_all(rest)
+    of_torch, on_gpus, of_python, of_numpy = states
+    torch.set_rng_state(of_torch)
+    if on_gpus:
+        torch.cuda.set_rng_state_all(on_gpus)
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
 
 
 def is_same(one: Any, other: Any) -> bool:
     """Whether two states of generators are equal."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(is_same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
+    return bool((one == other).all()) if isinstance(one, torch.Tensor | np.ndarray) else one == other
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -91,15 +81,6 @@ class ModuleState:
                 found.add(key)
         return found
 
-    def take(self, other: ModuleState, keys: set[tuple[str, str]]) -> None:
-        """Makes some entries those of another moment."""
-        for (name, _), mine, theirs in zip(self._modules, self.attributes, other.attributes, strict=True):
-            for key in [key for path, key in keys if path == name]:
-                _move(key, theirs, mine)
-        for place in keys:
-            _move(place, other.buffers, self.buffers)
-            _move(place, other.generators, self.generators)
-
     def restore(self, keys: set[tuple[str, str]]) -> None:
         """Puts some buffers and attributes back to what they were."""
         if keys:
@@ -135,12 +116,6 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
     for key in _NOT_STATE:
         attributes.pop(key, None)
     return attributes
-
-
-def _move(key: Any, source: dict[Any, Any], target: dict[Any, Any]) -> None:
-    target.pop(key, None)
-    if key in source:
-        target[key] = source[key]
 
 
 def fingerprint(modules: list[tuple[str, torch.nn.Module]]) -> list[Any]:
@@ -190,8 +165,9 @@ class Rewind:
                     f"{path}.{key} was changed after the module had run, and running the module changes it too, so it "
                     "can't run again: change it before the trace"
                 )
-            self._before.take(now, by_user)
             self._before.restore(self._changed)
+            if by_user:
+                self._before = ModuleState(self._modules)
         self._own = None
         if self._has_drawn:
             self._own = states

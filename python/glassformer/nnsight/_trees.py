@@ -1,4 +1,4 @@
-"""What modules take and return: tensors, and tuples, lists, dicts and dataclasses of them."""
+"""What modules take and return: tensors, and tuples, lists, dicts, slices and dataclasses of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from glassformer.nnsight.outputs import ModuleOutput
 Path = tuple[Any, ...]
 """Where something stands in a structure: indices of sequences, keys of dicts, names of fields."""
 
-_CONSTANTS = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device, torch.layout}
-)
+_OF_SLICES = ("start", "stop", "step")
+
+_CONSTANTS = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout}
 _LEAVES = _CONSTANTS | {torch.Tensor, torch.nn.Parameter}
 
 
@@ -28,6 +28,8 @@ def children(value: Any) -> Iterable[tuple[Any, Any]]:
         return tuple(enumerate(value))
     if isinstance(value, Mapping):
         return tuple(value.items())
+    if isinstance(value, slice):
+        return tuple((name, getattr(value, name)) for name in _OF_SLICES)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return tuple((each.name, getattr(value, each.name)) for each in dataclasses.fields(value))
     return ()
@@ -38,6 +40,8 @@ def rebuilt(value: Any, entries: dict[Any, Any]) -> Any:
     if isinstance(value, tuple):
         listed = list(entries.values())
         return type(value)(*listed) if hasattr(value, "_fields") else type(value)(listed)
+    if isinstance(value, slice):
+        return slice(*entries.values())
     made = copy.copy(value)
     if isinstance(value, list):
         made[:] = list(entries.values())

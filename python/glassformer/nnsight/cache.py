@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from glassformer import _core
 from glassformer.nnsight import _trees
-from glassformer.nnsight.outputs import ModuleOutput, Output
+from glassformer.nnsight.envoy import Envoy
+from glassformer.nnsight.outputs import ModuleOutput, Output, first_argument
 from glassformer.nnsight.tensors import TracedTensor, plain
-
-
-class Entry:
-    """One call of a module: its output, its inputs, or both."""
-
-    def __init__(self) -> None:
-        self.output: Any = None
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-
-    @property
-    def input(self) -> Any:
-        """The first argument; None where there was none, or inputs were not asked for."""
-        args, kwargs = self.inputs or ((), {})
-        return next(iter([*args, *kwargs.values()]), None)
 
 
 class Cache:
@@ -37,7 +24,7 @@ class Cache:
     def __init__(
         self,
         root: Any,
-        modules: Sequence[Any] | None = None,
+        modules: Any = None,
         device: Any = "cpu",
         dtype: torch.dtype | None = None,
         detach: bool = True,
@@ -47,9 +34,9 @@ class Cache:
     ) -> None:
         self.root = root
         self.whats = [what for what, wanted in (("inputs", include_inputs), ("output", include_output)) if wanted]
-        self.envoys = root.modules() if modules is None else [_envoy(root, each) for each in modules]
+        self.envoys = root.modules() if modules is None else [_envoy(root, each) for each in _listed(modules)]
         self.names_all = modules is None
-        self.entries: dict[str, list[Entry]] = {}
+        self.entries: dict[str, list[dict[str, Any]]] = {}
         self._paths = {envoy.path for envoy in self.envoys}
         self._options = {"device": device, "dtype": dtype, "non_blocking": non_blocking}
         self._detach = detach
@@ -58,20 +45,15 @@ class Cache:
     def view(self, fill: Callable[[Cache], None]) -> CacheView:
         """What the user gets."""
         self._fill = fill
-        return CacheView(self, None)
-
-    def wants(self, path: str, what: str) -> bool:
-        """Whether a value belongs to what is kept."""
-        return what in self.whats and path in self._paths
+        return CacheView(self)
 
     def put(self, path: str, call: int, what: str, value: Any) -> None:
         """Keeps a value of a module's call ("inputs" or "output"), if it is wanted. Calls come in their order."""
-        if not self.wants(path, what):
+        if what not in self.whats or path not in self._paths:
             return
         entries = self.entries.setdefault(path, [])
-        while len(entries) <= call:
-            entries.append(Entry())
-        setattr(entries[call], what, _trees.mapped(value, lambda _, leaf: self._kept(leaf)))
+        entries += [{} for _ in range(call + 1 - len(entries))]
+        entries[call][what] = _trees.mapped(value, lambda _, leaf: self._kept(leaf))
 
     def read(self, scope: Any, call: int = 0) -> None:
         """Keeps what an open scope says of each module (`scope.read`), as its `call`-th. Modules that it doesn't have
@@ -120,14 +102,14 @@ class CacheView:
     (`cache.model.layers[0]`, or shorter `cache.layers[0]`). `.output`, `.inputs` and `.input` are what was kept: of a
     module that was called several times lists."""
 
-    def __init__(self, cache: Cache, envoy: Any, path: str | None = None) -> None:
-        self.__dict__.update(_cache=cache, _envoy=envoy, _path=path if envoy is None else envoy.path)
+    def __init__(self, cache: Cache, path: str | None = None) -> None:
+        self.__dict__.update(_cache=cache, _path=path)
 
-    def _values(self, what: str) -> Any:
-        values = [getattr(entry, what) for entry in self._entries()]
+    def _values(self, of: Callable[[dict[str, Any]], Any]) -> Any:
+        values = [of(entry) for entry in self._entries()]
         return values[0] if len(values) == 1 else values
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[dict[str, Any]]:
         self._cache.refresh()
         if self._path is None:
             raise _core.InputError("a cache has values of modules: choose one, as in cache.model.output")
@@ -139,17 +121,17 @@ class CacheView:
     @property
     def output(self) -> Any:
         """What the module returned."""
-        return self._values("output")
+        return self._values(lambda entry: entry.get("output"))
 
     @property
     def inputs(self) -> Any:
         """All of its arguments: `((…,), {…})`."""
-        return self._values("inputs")
+        return self._values(lambda entry: entry.get("inputs"))
 
     @property
     def input(self) -> Any:
-        """Its first argument."""
-        return self._values("input")
+        """Its first argument; None where it had none, or inputs were not asked for."""
+        return self._values(lambda entry: first_argument(*entry["inputs"]) if "inputs" in entry else None)
 
     def keys(self) -> list[str]:
         """The paths of the cached modules from here on."""
@@ -171,9 +153,9 @@ class CacheView:
 
     def __getitem__(self, key: str | int) -> CacheView:
         if isinstance(key, str) and key in self._cache.entries:
-            return CacheView(self._cache, None, key)
+            return CacheView(self._cache, key)
         if isinstance(key, int):
-            return CacheView(self._cache, self._here()[key])
+            return CacheView(self._cache, self._here()[key].path)
         found = self
         for name in key.split("."):
             found = found._child(name)
@@ -185,8 +167,6 @@ class CacheView:
         return self._child(name)
 
     def _here(self) -> Any:
-        if self._envoy is not None:
-            return self._envoy
         root = self._cache.root
         if root is None:
             raise _core.UnavailableError("a stored cache has no model: choose modules by their paths, cache['model.…']")
@@ -195,19 +175,27 @@ class CacheView:
     def _child(self, name: str) -> CacheView:
         here = self._here()
         if self._path is None and name == here.path:
-            return CacheView(self._cache, here)
+            return CacheView(self._cache, name)
         child = getattr(here, name)
         if not hasattr(child, "_children"):
             raise AttributeError(f"{here.path}.{name} is no module")
-        return CacheView(self._cache, child)
+        return CacheView(self._cache, child.path)
 
     def __repr__(self) -> str:
         return f"CacheView({self._path or 'all'}: {', '.join(self.keys())})"
 
 
+def _listed(modules: Any) -> Any:
+    """Of one module, by itself or by name, a list; a list of modules in the tree is one already."""
+    is_one = isinstance(modules, str) or (isinstance(modules, Envoy) and not modules._is_container())
+    return [modules] if is_one else modules
+
+
 def _envoy(root: Any, named: Any) -> Any:
-    if not isinstance(named, str):
+    if isinstance(named, Envoy):
         return named
+    if not isinstance(named, str):
+        raise _core.InputError(f"cache(modules=…): expected modules of the model or their paths; found {named!r}")
     known = {envoy.path: envoy for envoy in root.modules()}
     if named in known:
         return known[named]

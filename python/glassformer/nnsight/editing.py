@@ -10,12 +10,20 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from glassformer import _core
-from glassformer.nnsight import _open, _save
+from glassformer.nnsight import _open
 from glassformer.nnsight.modules import EngineEnvoy
-from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy
-from glassformer.nnsight.program import Program, PutPiece, ReadArgument, ReadNode, ReadStep, Steps, Write
+from glassformer.nnsight.own_modules import OwnEnvoy
+from glassformer.nnsight.program import Program, PutPiece, ReadArgument, ReadNode, ReadStep, StepSet, Write
 from glassformer.nnsight.replay import Edit, described
-from glassformer.nnsight.scan import EngineCall, OwnCall, ShapeScope, called_on_shapes, dtype_of
+from glassformer.nnsight.scan import (
+    EngineCall,
+    OwnCall,
+    ShapeScope,
+    called_on_shapes,
+    check_fits,
+    dtype_of,
+    shape_of,
+)
 from glassformer.nnsight.shapes import (
     EndedNumber,
     Shapes,
@@ -23,13 +31,10 @@ from glassformer.nnsight.shapes import (
     UnknownNumber,
     given,
     is_shapes,
-    leaves,
     name_of,
 )
-from glassformer.nnsight.steps import step_numbers
-from glassformer.nnsight.tensors import places_of_tokens
+from glassformer.nnsight.steps import Steps, step_numbers
 from glassformer.nnsight.tracing import EngineScope, Tracer
-from glassformer.nnsight.values import width_of
 
 _BATCH, _POS, _KEYS, _STEP = (10007, 10009), (20011, 20021), (30011, 30013), (40009, 40013)
 """Sizes that aren't known, in two worlds: primes that no other size is."""
@@ -38,14 +43,16 @@ _BATCH, _POS, _KEYS, _STEP = (10007, 10009), (20011, 20021), (30011, 30013), (40
 _OF_SHAPES = ("shape", "size", "dim", "ndim", "numel", "dtype", "device", "is_floating_point")
 
 
-class EditShapes(Shapes):
-    """Shapes whose operations are noted in a program."""
+class EditShapes(Shapes, TorchFunctionMode):
+    """Shapes whose operations are noted in a program. As a mode it sees those, too, that have no tensor of the edit
+    among their arguments, but a number of it (`torch.zeros(h.shape[1])`)."""
 
     what = "an edit"
     instead = "use a trace, or torch.where"
 
     def __init__(self) -> None:
-        super().__init__(2)
+        Shapes.__init__(self, 2)
+        TorchFunctionMode.__init__(self)
         self.program = Program()
         self.changes: dict[int, int] = {}  # How often memory was changed in place.
         self._taken: list[tuple[ShapeTensor, Any, ShapeTensor]] = []
@@ -81,8 +88,12 @@ class EditShapes(Shapes):
             )
         return super().run(function, args, kwargs)
 
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.run(function, args, kwargs) if is_shapes(given((args, kwargs))) else function(*args, **kwargs)
+
     def note(self, function: Any, args: Any, kwargs: Any, found: Any, changed: list[ShapeTensor]) -> None:
-        if isinstance(function, EngineCall | OwnCall) or changed or leaves_to_note(found):
+        if isinstance(function, EngineCall | OwnCall) or changed or is_shapes(found):
             self.add(function, args, kwargs, found, changed)
 
     def add(self, function: Any, args: Any, kwargs: Any, found: Any, changed: Sequence[ShapeTensor] = ()) -> None:
@@ -102,11 +113,11 @@ class EditShapes(Shapes):
         """Tokens that were taken out are copies: keeps them and what they were taken from the same."""
         for tensor, index, taken in self._taken:
             if taken.group in groups:
-                self.run(PutTokens(), (tensor, index, taken), {})
+                super().put_tokens(tensor, index, taken)
                 groups.add(tensor.group)
         for tensor, index, taken in self._taken:
             if tensor.group in groups and taken.group not in groups:
-                taken.copy_(self.run(TakeTokens(), (tensor, index), {}))
+                taken.copy_(super().tokens(tensor, index))
 
     def number(self, worlds: list[Any]) -> UnknownNumber:
         self._numbers.append(super().number(worlds))
@@ -119,69 +130,14 @@ class EditShapes(Shapes):
             number.__class__ = EndedNumber
 
     def tokens(self, tensor: ShapeTensor, index: Any) -> Any:
-        """`x.token[index]`."""
-        taken = self.run(TakeTokens(), (tensor, index), {})
+        taken = super().tokens(tensor, index)
         self._taken.append((tensor, index, taken))
         return taken
 
     def put_tokens(self, tensor: ShapeTensor, index: Any, value: Any) -> None:
-        """`x.token[index] = value`."""
-        if isinstance(value, ShapeTensor) and any(value is taken for _, _, taken in self._taken):
+        if any(value is taken and tensor is source and index is place for source, place, taken in self._taken):
             return  # It was changed in place, which counts already, and is put back: `x.t[0] += 1`.
-        self.run(PutTokens(), (tensor, index, value), {})
-
-
-def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
-    pairs = zip(reversed(shape), reversed(target), strict=False)
-    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in pairs)
-
-
-def leaves_to_note(found: Any) -> bool:
-    """Whether an operation gave anything that later ones may need."""
-    return any(isinstance(each, ShapeTensor | UnknownNumber) for each in leaves(found))
-
-
-class TakeTokens:
-    """Tokens of each sequence, counted without padding."""
-
-    def __call__(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
-        return tensor[_places(index)].clone()
-
-    def replay(self, context: Any, tensor: torch.Tensor, index: Any) -> torch.Tensor:
-        """The same on values."""
-        return tensor[places_of_tokens(tensor.shape[1], context.padding, index)[0]].clone()
-
-
-class PutTokens:
-    """Puts them back."""
-
-    def __call__(self, tensor: torch.Tensor, index: Any, value: Any) -> None:
-        tensor[_places(index)] = value
-
-    def replay(self, context: Any, tensor: torch.Tensor, index: Any, value: Any) -> None:
-        """The same on values."""
-        tensor[places_of_tokens(tensor.shape[1], context.padding, index)[0]] = value
-
-
-def _places(index: Any) -> Any:
-    if isinstance(index, torch.Tensor):
-        index = index.tolist()
-    return (slice(None), index if isinstance(index, int | slice) else list(index))
-
-
-class _Recording(TorchFunctionMode):
-    """Notes operations that have no tensor of the edit among their arguments, but a number of it
-    (`torch.zeros(h.shape[1])`)."""
-
-    def __init__(self, shapes: EditShapes) -> None:
-        super().__init__()
-        self._shapes = shapes
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if is_shapes((given(args), given(kwargs))):
-            return self._shapes.run(function, args, kwargs)
-        return function(*args, **kwargs)
+        super().put_tokens(tensor, index, value)
 
 
 class _Held:
@@ -200,64 +156,75 @@ class _Place:
         self.targets = nodes if envoy is None else envoy.place.outputs[0]
 
 
-class EditTracer(ShapeScope, Tracer):
+class EditScope(ShapeScope):
+    """What is read and set in an edit."""
+
+    def advance(self, envoy: EngineEnvoy, steps: int) -> None:
+        """`module.next()`."""
+        raise _core.UnsupportedError("module.next() in an edit: write `for step in tracer.iter[…]:`")
+
+    @property
+    def iter(self) -> Any:
+        """`for step in tracer.iter[:]`: the steps at which what stands in the loop is done."""
+        return _EditSteps(self.tracer)  # type: ignore[arg-type]
+
+    def all(self) -> Any:
+        """`for step in tracer.all()`: every step."""
+        return self.iter[:]
+
+    def _loss(self, step: int) -> None:
+        return None
+
+
+class EditTracer(EditScope, Tracer):
     """An edit while it is recorded; made by `LanguageModel.edit`."""
 
     def __init__(self, model: Any, original: Any, in_place: bool) -> None:
         self.shapes = EditShapes()
-        self._original, self._in_place = original, in_place
-        self._chosen = Steps()
+        self._in_place = in_place
+        self._chosen = StepSet()
         self._now: dict[Any, _Held] = {}
         self._held: list[tuple[_Place, _Held]] = []
-        self._put_arguments: dict[tuple[str, Steps], ShapeTensor] = {}
-        self._own = OwnCalls()
         super().__init__(model, (), {}, edited=False)
-        self._alias = _OriginalScope(self, original)
-        self._mode = _Recording(self.shapes)
+        self._alias = EditScope(self, original, [])  # For modules named on the model that was copied.
 
     # --- the block
 
     def __enter__(self) -> Any:
-        self.is_open = True
-        _save.mount()
         _open.enter(self._alias)
-        _open.enter(self)
-        self._mode.__enter__()
+        super().__enter__()
+        self.shapes.__enter__()
         if self._in_place:
             return self
         self.model.__dict__["_editing"] = self
         return self.model
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        self._mode.__exit__(kind, error, traceback)
-        _open.leave(self)
+        self.shapes.__exit__(kind, error, traceback)
         _open.leave(self._alias)
-        _save.unmount()
         self.model.__dict__["_editing"] = None
         try:
-            if error is None:
-                self.collect()
-                self._finish()
+            return super().__exit__(kind, error, traceback)
         finally:
-            self.is_open = False
             self.shapes.close()
-        return False
 
-    def _finish(self) -> None:
+    def _close(self) -> None:
+        self.collect()
         self.model.add_edit(Edit(self.shapes.program, self.model))
 
     # --- values
 
-    def read_place(self, scope: EngineScope, nodes: tuple[str, ...], step: int, by_head: bool) -> ShapeTensor:
-        """The value of nodes, side by side."""
-        return self._read(_Place(nodes, by_head))
-
-    def _read(self, place: _Place) -> ShapeTensor:
+    def read_place(
+        self, scope: EngineScope, nodes: tuple[str, ...], step: int, by_head: bool, envoy: Any = None
+    ) -> ShapeTensor:
+        """The value of nodes, side by side; with `envoy` the argument that this module has of them with others."""
+        place = _Place(nodes, by_head, envoy)
         self.collect()
         held = self._now.get((place.key, self._chosen))
         if held is not None:
             return held.tensor
-        put = None if place.envoy is None else self._put_arguments.get((place.envoy.path, self._chosen))
+        given_before = [] if envoy is None else self.shapes.program.arguments.get(envoy.path, [])
+        put = next((write.piece for write in reversed(given_before) if write.steps == self._chosen), None)
         if put is not None:
             tensor: Any = put.clone()
         else:
@@ -278,24 +245,22 @@ class EditTracer(ShapeScope, Tracer):
 
     def _argument(self, place: _Place) -> ShapeTensor:
         shared = self._assembled(place)
-        found = self.shapes.empty(self._world_shapes(place), dtype_of(self.model, place.nodes[0]), self.model.device)
+        found = self._empty(place.nodes, False)
         self.shapes.add(ReadArgument(place.envoy.path), (shared,), {}, found)
         return found
 
     def _raw(self, node: str) -> ShapeTensor:
-        found = self.shapes.empty(self._sizes(node), dtype_of(self.model, node), self.model.device)
+        found = self._empty((node,), True)
         self.shapes.add(ReadNode(node, len(self.shapes.program.writes.get(node, [])), self._chosen), (), {}, found)
         return found
 
-    def _sizes(self, node: str) -> list[list[int]]:
-        axes, found = self.model.node_axes[node], []
-        keys = _POS if self._chosen == Steps() else _KEYS
-        for batch, pos, n_keys in zip(_BATCH, _POS, keys, strict=True):
-            if "key_pos" in axes.axes and "query_pos" in axes.axes:
-                found.append([batch, axes.sizes[1], pos, n_keys])
-            else:
-                found.append([batch, pos, *axes.sizes[2:]])
-        return found
+    def _sizes(self, nodes: tuple[str, ...], by_head: bool) -> list[list[int]]:
+        """The shape of nodes side by side in each world."""
+        worlds = zip(_BATCH, _POS, _POS if self._chosen == StepSet() else _KEYS, strict=True)
+        return [shape_of(self.model.node_axes, nodes, by_head, *sizes) for sizes in worlds]
+
+    def _empty(self, nodes: tuple[str, ...], by_head: bool) -> ShapeTensor:
+        return self.shapes.empty(self._sizes(nodes, by_head), dtype_of(self.model, nodes[0]), self.model.device)
 
     def _n_writes(self, place: _Place) -> dict[str, int]:
         return {node: len(self.shapes.program.writes.get(node, [])) for node in (*place.nodes, *place.targets)}
@@ -315,11 +280,11 @@ class EditTracer(ShapeScope, Tracer):
             self._write(place, held.tensor)
             held.n_writes = self._n_writes(place)
 
-    def write_place(self, scope: EngineScope, nodes: tuple[str, ...], step: int, value: Any, by_head: bool) -> None:
+    def write_place(
+        self, scope: EngineScope, nodes: tuple[str, ...], step: int, value: Any, by_head: bool, envoy: Any = None
+    ) -> None:
         """Puts a value there."""
-        self._put(_Place(nodes, by_head), value)
-
-    def _put(self, place: _Place, value: Any) -> None:
+        place = _Place(nodes, by_head, envoy)
         self.collect()
         for other, held in self._held:
             if held.tensor is value and other.key == place.key and held.n_writes == self._n_writes(place):
@@ -331,12 +296,12 @@ class EditTracer(ShapeScope, Tracer):
             self._write_argument(place, value)
             return
         program = self.shapes.program
-        self._check(place, value)
+        check_fits(place.nodes, self._sizes(place.nodes, place.by_head), value)
         for number, node in enumerate(place.nodes):
-            piece = self.shapes.empty(self._sizes(node), dtype_of(self.model, node), self.model.device)
+            piece = self._empty((node,), True)
             self.shapes.add(PutPiece(place.nodes, place.by_head, number), (value,), {}, piece)
             write = Write(piece, len(program.steps), self._chosen)
-            for read in program.reads_of(node, write):
+            for read in program.reads(write.piece, write.position):
                 if read.steps != self._chosen:
                     raise _core.UnsupportedError(
                         f"an edit of {described(self.model, node)} at some steps of a run can't be made from what was "
@@ -345,54 +310,20 @@ class EditTracer(ShapeScope, Tracer):
             program.writes.setdefault(node, []).append(write)
         self._forget(place.nodes)
 
-    def _check(self, place: _Place, value: Any) -> None:
-        there = self._world_shapes(place)
-        if isinstance(value, ShapeTensor):
-            fits = all(_fits(each.shape, target) for each, target in zip(value.worlds, there, strict=True))
-            shape = list(value.shape)
-        elif isinstance(value, UnknownNumber):
-            return
-        else:  # What stands in the place of sizes that aren't known is checked when it is put there.
-            shape = list(torch.as_tensor(value).shape)
-            known = [size[0] if len(set(size)) == 1 else None for size in zip(*there, strict=True)]
-            pairs = list(zip(reversed(shape), reversed(known), strict=False))
-            fits = len(shape) <= len(known) and all(target is None or size in (1, target) for size, target in pairs)
-        if not fits:
-            axes = [size[0] if len(set(size)) == 1 else "any" for size in zip(*there, strict=True)]
-            expected = ", ".join(map(str, axes))
-            raise _core.ShapeError(f"{' + '.join(place.nodes)}: expected [{expected}]; found {shape}")
-
-    def _world_shapes(self, place: _Place) -> list[list[int]]:
-        sizes = [self._sizes(node) for node in place.nodes]
-        axes = self.model.node_axes[place.nodes[0]]
-        if place.by_head or "key_pos" in axes.axes or len(axes.axes) == 2:
-            return sizes[0]
-        width = sum(width_of(self.model.node_axes[node]) for node in place.nodes)
-        return [[*size[:2], width] for size in sizes[0]]
-
     def _forget(self, nodes: Sequence[str]) -> None:
         """What was read of these nodes is read anew from now on."""
         for key in [key for key in self._now if set(key[0][0]) & set(nodes)]:
             del self._now[key]
 
-    def read_shared_input(self, scope: EngineScope, envoy: EngineEnvoy) -> ShapeTensor:
-        """The argument of a module that others have too: changing it changes what the module returns."""
-        return self._read(_Place(envoy.place.inputs, False, envoy))
-
-    def write_shared_input(self, scope: EngineScope, envoy: EngineEnvoy, value: Any) -> None:
-        """Puts a value there."""
-        self._put(_Place(envoy.place.inputs, False, envoy), value)
-
     def _write_argument(self, place: _Place, value: Any) -> None:
         envoy = place.envoy
-        self._check(_Place(place.nodes, False), value)
+        check_fits(place.nodes, self._sizes(place.nodes, False), value)
         argument = self._assembled(_Place(place.nodes, False)).clone()
         argument[...] = value
         write = Write(argument.clone(), len(self.shapes.program.steps), self._chosen)  # type: ignore[arg-type]
         self.shapes.program.arguments.setdefault(envoy.path, []).append(write)
         output = self.call_module(envoy, (argument,), {}, False)
         self._write(_Place(envoy.place.outputs[0], False), output)
-        self._put_arguments[(envoy.path, self._chosen)] = argument
         self._now.pop((place.key, self._chosen), None)
 
     # --- modules
@@ -400,51 +331,22 @@ class EditTracer(ShapeScope, Tracer):
     def call_module(self, envoy: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watched: bool) -> Any:
         """A module's call, which later traces make."""
         self.collect()
-        if not is_shapes((given(args), given(kwargs))):
-            own = isinstance(envoy, OwnEnvoy)
-            return self._own.call(envoy, args, kwargs, watched) if own else envoy.run(args, kwargs)
-        found = called_on_shapes(self.shapes, envoy, args, kwargs, self._own if watched else None)
+        if not is_shapes(given((args, kwargs))):
+            return EngineScope.call(self, envoy, args, kwargs, watched)
+        found = called_on_shapes(self.shapes, envoy, args, kwargs, self.own_calls if watched else None)
         if watched and isinstance(envoy, OwnEnvoy):
             self.shapes.program.calls[envoy.path] = (len(self.shapes.program.steps) - 1, self._chosen)
         return found
 
-    def seen(self, envoy: OwnEnvoy, what: str) -> Any:
-        """What a module of the user's own was given or returned in this edit."""
-        return self._own.read(envoy, what)
-
-    def write(self, envoy: EngineEnvoy, what: str, value: Any) -> None:
-        """Puts a value there."""
-        if isinstance(envoy, OwnEnvoy):
-            self._own.write(envoy, what, value)
-        else:
-            super().write(envoy, what, value)
-
     # --- steps
-
-    def step_of(self, envoy: EngineEnvoy) -> int:
-        """Nothing here goes by it."""
-        return 0
 
     def go_to(self, step: int) -> bool:
         """What follows belongs to a step of the run."""
-        self.collect()
-        self._chosen, self.step = Steps((step,)), step
+        self.choose(StepSet((step,)))
+        self.step = step
         return True
 
-    def advance(self, envoy: EngineEnvoy, steps: int) -> None:
-        """`module.next()`."""
-        raise _core.UnsupportedError("module.next() in an edit: write `for step in tracer.iter[…]:`")
-
-    @property
-    def iter(self) -> Any:
-        """`for step in tracer.iter[:]`: the steps at which what stands in the loop is done."""
-        return _EditSteps(self)
-
-    def all(self) -> Any:
-        """`for step in tracer.all()`: every step."""
-        return _EditSteps(self)[:]
-
-    def choose(self, chosen: Steps) -> Steps:
+    def choose(self, chosen: StepSet) -> StepSet:
         """What follows belongs to these steps; gives what was chosen before."""
         self.collect()
         before, self._chosen = self._chosen, chosen
@@ -470,45 +372,14 @@ class EditTracer(ShapeScope, Tracer):
         """Edits keep no values."""
         raise _core.UnsupportedError("tracer.cache() in an edit: ask for it in a trace of the edited model")
 
-    def _loss(self, step: int) -> None:
-        return None
 
-
-class _OriginalScope(ShapeScope):
-    """The same edit, for modules named on the model that was copied."""
-
-    def __init__(self, tracer: EditTracer, original: Any) -> None:
-        super().__init__(tracer, original, [])
-
-    def step_of(self, envoy: EngineEnvoy) -> int:
-        return 0
-
-    def write(self, envoy: EngineEnvoy, what: str, value: Any) -> None:
-        if isinstance(envoy, OwnEnvoy):
-            self.tracer.write(envoy, what, value)
-        else:
-            super().write(envoy, what, value)
-
-    def advance(self, envoy: EngineEnvoy, steps: int) -> None:
-        self.tracer.advance(envoy, steps)
-
-    @property
-    def iter(self) -> Any:
-        return self.tracer.iter
-
-    def all(self) -> Any:
-        return self.tracer.all()
-
-    def _loss(self, step: int) -> None:
-        return None
-
-
-class _EditSteps:
+class _EditSteps(Steps):
     """`tracer.iter` of an edit. A loop without an end runs its body once, for all its steps; one with an end once for
     each."""
 
     def __init__(self, tracer: EditTracer, chosen: Any = None) -> None:
-        self._tracer, self._chosen = tracer, chosen
+        super().__init__(tracer.go_to, chosen, "tracer.iter[…]")
+        self._tracer = tracer
 
     def __getitem__(self, chosen: slice | int | list[int]) -> _EditSteps:
         return _EditSteps(self._tracer, chosen)
@@ -517,23 +388,17 @@ class _EditSteps:
         chosen = self._chosen
         if chosen is None:
             raise TypeError("tracer.iter is indexed by the steps: tracer.iter[:]")
-        before = self._tracer.choose(Steps())
+        before = self._tracer.choose(StepSet())
         try:
             if isinstance(chosen, slice) and chosen.stop is None:
                 start, stride = operator.index(chosen.start or 0), operator.index(chosen.step or 1)
                 if start < 0 or stride < 1:
                     raise _core.InputError(f"tracer.iter[{start}::{stride}]: steps count from 0 on, forward")
-                self._tracer.choose(Steps((), start, stride))
+                self._tracer.choose(StepSet((), start, stride))
                 yield self._tracer.step_number()
                 return
             for step in step_numbers(chosen):
-                self._tracer.choose(Steps((step,)))
+                self._tracer.choose(StepSet((step,)))
                 yield step
         finally:
             self._tracer.choose(before)
-
-    def __enter__(self) -> Any:
-        raise _core.UnsupportedError("`with tracer.iter[…]:` in an edit: write `for step in tracer.iter[…]:`")
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        pass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from glassformer import _core
 from glassformer.generation import Sampler
 from glassformer.nnsight.runs import GenerationOptions
 
-_DEFAULT_LENGTH = 20  # transformers' max_length.
+_DEFAULT_LENGTH = 20  # How many new tokens transformers generates where nobody says.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1, None),
     "num_return_sequences": (1, None),
@@ -41,6 +42,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "assistant_model": (None,),
     "prompt_lookup_num_tokens": (None,),
     "dola_layers": (None,),
+    "stopping_criteria": (None, []),
+    "logits_processor": (None, []),
+    "prefix_allowed_tokens_fn": (None,),
+    "negative_prompt_ids": (None,),
+    "return_dict_in_generate": (False, None),
 }
 """Keywords of transformers that we lack, and the values with which they change nothing."""
 
@@ -53,7 +59,6 @@ _WITHOUT_EFFECT = {
     "output_logits",
     "output_attentions",
     "output_hidden_states",
-    "return_dict_in_generate",
     "transformers_version",
     "streamer",
     "synced_gpus",
@@ -68,17 +73,19 @@ _WITHOUT_EFFECT = {
 """What is read by other means here, or says only how transformers computes."""
 
 
-def generation_options(given: dict[str, Any], config: dict[str, Any], tokenizer: Any, n_prompt: int) -> Any:
+def generation_options(given: dict[str, Any], config: dict[str, Any], tokenizer: Any, n_prompt: int | None) -> Any:
     """The options among a call's keywords, which it takes out of `given`; what it doesn't say stands in the model's
-    generation config.
+    generation config. `n_prompt`: how long the prompt is, None where it is not known yet.
 
-    Raises `UnsupportedError` for a keyword of transformers that we lack, where its value would change something.
+    Raises `UnsupportedError` for a keyword of transformers that we lack, where its value would change something, and
+    `InputError` for values of the wrong kind and a `max_length` that leaves no room or can't be counted yet.
     """
     own = given.pop("generation_config", None)
     if own is not None:
         config = {**config, **(own if isinstance(own, dict) else own.to_diff_dict())}
     never_ends = "eos_token_id" in given and given["eos_token_id"] is None
-    options = {**{name: value for name, value in config.items() if value is not None}}
+    is_asked = given.get("max_length") is not None
+    options = {name: value for name, value in config.items() if value is not None}
     for name in list(given):
         if name in _OURS or name in _NEUTRAL or name in _WITHOUT_EFFECT:
             options[name] = given.pop(name)
@@ -86,13 +93,11 @@ def generation_options(given: dict[str, Any], config: dict[str, Any], tokenizer:
         if name in _NEUTRAL and value not in _NEUTRAL[name]:
             raise _core.UnsupportedError(f"generate({name}={value!r}) is not supported; supported: {', '.join(_OURS)}")
     sample = bool(options.get("do_sample") or False)
-    length = options.get("max_new_tokens")
+    length = _whole(options, "max_new_tokens")
     if length is None:
-        length = max(int(options.get("max_length") or _DEFAULT_LENGTH) - n_prompt, 0)
+        length = _rest(_whole(options, "max_length"), n_prompt, is_asked)
     stop = options.get("eos_token_id")
-    stop_tokens = (
-        None if stop is None else [int(stop)] if not isinstance(stop, list | tuple) else [int(s) for s in stop]
-    )
+    stop_tokens = None if stop is None else [int(each) for each in (stop if isinstance(stop, list | tuple) else [stop])]
     if never_ends:
         stop_tokens = []
     pad = options.get("pad_token_id")
@@ -100,14 +105,46 @@ def generation_options(given: dict[str, Any], config: dict[str, Any], tokenizer:
         pad = stop_tokens[0] if stop_tokens else getattr(tokenizer, "eos_token_id", None)
     texts = options.get("stop_strings") or []
     return GenerationOptions(
-        int(length),
+        length,
         _sampler(options, sample),
         options.get("seed"),
         stop_tokens,
         [texts] if isinstance(texts, str) else list(texts),
         pad,
-        int(options.get("min_new_tokens") or 0),
+        _whole(options, "min_new_tokens") or 0,
     )
+
+
+def _whole(options: dict[str, Any], name: str) -> int | None:
+    value = options.get(name)
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise _core.InputError(f"generate({name}={value!r}): expected a whole number") from None
+
+
+def _real(options: dict[str, Any], name: str, otherwise: float) -> float:
+    value = options.get(name)
+    if value is not None and (isinstance(value, str) or not hasattr(value, "__float__")):
+        raise _core.InputError(f"generate({name}={value!r}): expected a number")
+    return otherwise if value is None else float(value)
+
+
+def _rest(max_length: int | None, n_prompt: int | None, is_asked: bool) -> int:
+    """How many tokens come after a prompt; `is_asked`: by the call, and not by the model's config."""
+    if max_length is None:
+        return _DEFAULT_LENGTH
+    if n_prompt is None:
+        if is_asked:
+            raise _core.InputError(
+                f"generate(max_length={max_length}) counts the prompt, which comes with an invoke: give max_new_tokens"
+            )
+        return max_length
+    if is_asked and max_length <= n_prompt:
+        raise _core.InputError(
+            f"generate(max_length={max_length}): the prompt has {n_prompt} tokens itself; give max_new_tokens, or more"
+        )
+    return max(max_length - n_prompt, 0)
 
 
 _OURS = (
@@ -128,16 +165,15 @@ _OURS = (
 
 
 def _sampler(options: dict[str, Any], sample: bool) -> Sampler:
-    penalty = float(options.get("repetition_penalty") or 1.0)
+    penalty = _real(options, "repetition_penalty", 1.0) or 1.0
     if not sample:
         return Sampler(repetition_penalty=penalty)
-    temperature, top_k = options.get("temperature"), options.get("top_k")
-    top_p, min_p = options.get("top_p"), options.get("min_p")
+    top_k = _whole(options, "top_k")
     return Sampler(
         sample=True,
-        temperature=1.0 if temperature is None else float(temperature),
-        top_k=50 if top_k is None else int(top_k),  # transformers' default.
-        top_p=1.0 if top_p is None else float(top_p),
-        min_p=0.0 if min_p is None else float(min_p),
+        temperature=_real(options, "temperature", 1.0),
+        top_k=50 if top_k is None else top_k,  # transformers' default.
+        top_p=_real(options, "top_p", 1.0),
+        min_p=_real(options, "min_p", 0.0),
         repetition_penalty=penalty,
     )

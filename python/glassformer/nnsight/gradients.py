@@ -15,6 +15,9 @@ import torch
 from glassformer import _core
 from glassformer.nnsight import _open, _save
 
+_gradient_at, _set_gradient_at = torch.Tensor.grad.__get__, torch.Tensor.grad.__set__
+"""torch's own `grad` of a tensor."""
+
 
 class _Here(threading.local):
     """What this thread has: values of NNsight's runs that carry a graph, and the backward passes that are entered."""
@@ -45,7 +48,7 @@ def gradient_of(tensor: Any) -> torch.Tensor | None:
     """`tensor.grad`: within a backward pass that was entered the one of that pass, else what torch has stored."""
     if here.entered:
         return _found(tensor, here.entered[-1].gradient(tensor))
-    return _found(tensor, whole_of(tensor, torch.Tensor.grad.__get__))
+    return _found(tensor, whole_of(tensor, _gradient_at))
 
 
 def _found(tensor: Any, gradient: torch.Tensor | None) -> torch.Tensor | None:
@@ -63,11 +66,11 @@ def set_gradient(tensor: Any, value: Any) -> None:
         return
     pieces = _pieces(tensor)
     if pieces is None:
-        torch.Tensor.grad.__set__(tensor, value)
+        _set_gradient_at(tensor, value)
         return
     for part in pieces.parts:
         numbers = None if value is None else plain(value)[part.place].reshape(part.source.shape)
-        torch.Tensor.grad.__set__(part.source, numbers)
+        _set_gradient_at(part.source, numbers)
 
 
 def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
@@ -80,11 +83,7 @@ def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[torch.Te
     with _storing_nothing():  # The sources may be values of traces themselves.
         found = torch.autograd.grad(*options.args, **options.kwargs)
     by_source = {id(source): gradient for source, gradient in zip(options.arguments["inputs"], found, strict=True)}
-    for part in _live_parts(listed):
-        if by_source[id(part.source)] is None:
-            number = _number(outputs, options.arguments.get("grad_outputs"))
-            with _storing_nothing():
-                by_source[id(part.source)] = part.off_path_gradient(number)
+    _complete(by_source, listed, outputs, options.arguments.get("grad_outputs"))
     gathered = tuple(_found(each, whole_of(each, lambda source: by_source[id(source)])) for each in listed)
     if not allows_unused and any(each is None for each in gathered):
         raise RuntimeError("a tensor has no gradient: what was differentiated doesn't depend on it (allow_unused=True)")
@@ -95,13 +94,13 @@ def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[torch.Te
 def _storing_nothing() -> Iterator[None]:
     """For calls of torch.autograd.grad: values of traces, which retain their gradients, would keep those of the call
     on top of what they have."""
-    before = [(source, torch.Tensor.grad.__get__(source)) for source in here.sources()]
+    before = [(source, _gradient_at(source)) for source in here.sources()]
     try:
         with torch._C.DisableTorchFunctionSubclass():
             yield
     finally:
         for source, gradient in before:
-            torch.Tensor.grad.__set__(source, gradient)
+            _set_gradient_at(source, gradient)
 
 
 _signature = inspect.signature(torch.autograd.grad)
@@ -123,7 +122,8 @@ class Backward:
         torch.autograd.backward(self._loss, gradient, self._keeps, create_graph, inputs=inputs)
         self._hooks: list[Any] = []
         self._replaced: dict[int, torch.Tensor] = {}
-        self._found: dict[int, tuple[Any, torch.Tensor | None]] = {}
+        self._found: dict[int, torch.Tensor | None] = {}
+        self._alive: list[torch.Tensor] = []  # What these gradients are by.
         self._given: list[tuple[Any, torch.Tensor, int]] = []
 
     def __enter__(self) -> Backward:
@@ -157,12 +157,8 @@ class Backward:
         wanted = _sources_of([tensor])
         if any(id(source) not in self._found for source in wanted):
             self._find([*wanted, *here.sources()])
-        for part in _live_parts([tensor]):
-            if self._found[id(part.source)][1] is None:
-                number = _number([self._loss], None if self._gradient is None else [self._gradient])
-                with _storing_nothing():
-                    self._found[id(part.source)] = (part.source, part.off_path_gradient(number))
-        found = whole_of(tensor, lambda source: self._found[id(source)][1])
+        _complete(self._found, [tensor], self._loss, self._gradient)
+        found = whole_of(tensor, lambda source: self._found[id(source)])
         if found is not None:
             found = found.clone()
             self._given.append((tensor, found, found._version))
@@ -180,7 +176,7 @@ class Backward:
         else:
             for part in pieces.parts:
                 part.replace_gradient(plain(value)[part.place], self)
-        self._found = {}
+        self._found, self._alive = {}, []
 
     def put(self, source: torch.Tensor, numbers: torch.Tensor) -> None:
         """Internal: lets `numbers` flow on from a tensor of the graph."""
@@ -202,8 +198,9 @@ class Backward:
     def _find(self, sources: Sequence[torch.Tensor]) -> None:
         usable = list({id(each): each for each in sources if each.requires_grad}.values())
         found = self._run(usable)
-        self._found |= {id(each): (each, None) for each in sources}
-        self._found |= {id(each): (each, gradient) for each, gradient in zip(usable, found, strict=True)}
+        self._alive += sources
+        self._found |= dict.fromkeys(map(id, sources))
+        self._found |= {id(each): gradient for each, gradient in zip(usable, found, strict=True)}
 
     def _run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
         if not tensors:
@@ -219,7 +216,7 @@ class Backward:
 
     def _store(self) -> None:
         """Puts what the changed pass gives in the place of what the unchanged one has stored."""
-        stored = [each for each in [*_leaves(self._loss), *here.sources()] if _of_torch(each) is not None]
+        stored = [each for each in [*_leaves(self._loss), *here.sources()] if _gradient_at(each) is not None]
         after = self._run(stored)
         for hook in self._hooks:
             hook.remove()
@@ -228,13 +225,9 @@ class Backward:
         for tensor, new, old in zip(stored, after, before, strict=True):
             if old is None or new is None:
                 continue
-            now = _of_torch(tensor)
+            now = _gradient_at(tensor)
             only_this = now is not None and torch.equal(now, old)
-            torch.Tensor.grad.__set__(tensor, new if only_this else now + (new - old))
-
-
-def _of_torch(tensor: torch.Tensor) -> torch.Tensor | None:
-    return torch.Tensor.grad.__get__(tensor)
+            _set_gradient_at(tensor, new if only_this else now + (new - old))
 
 
 def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:
@@ -268,7 +261,16 @@ def _live_parts(tensors: Sequence[Any]) -> list[Any]:
     """The parts of values that nodes of an engine's trace are."""
     parts = [part for tensor in tensors if (pieces := _pieces(tensor)) is not None for part in pieces.parts]
     inner = _live_parts([part.source for part in parts]) if parts else []
-    return [part for part in parts if hasattr(part, "off_path_gradient")] + inner
+    nodes = [part for part in parts if hasattr(part, "off_path_gradient") and _pieces(part.source) is None]
+    return nodes + inner
+
+
+def _complete(found: dict[int, torch.Tensor | None], tensors: Sequence[Any], outputs: Any, gradients: Any) -> None:
+    """Finds the gradients by nodes that a fused step passed over, of which torch knows nothing."""
+    for part in _live_parts(tensors):
+        if found[id(part.source)] is None:
+            with _storing_nothing():
+                found[id(part.source)] = part.off_path_gradient(_number(outputs, gradients))
 
 
 def _number(outputs: Any, gradients: Any) -> torch.Tensor:

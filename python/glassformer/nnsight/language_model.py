@@ -13,6 +13,7 @@ import torch
 
 import glassformer
 from glassformer import _core
+from glassformer._hub import fetched
 from glassformer.live import is_live
 from glassformer.nnsight.envoy import Envoy, Rename
 from glassformer.nnsight.generation import generation_options
@@ -76,8 +77,8 @@ class LanguageModel(EngineEnvoy):
         self.engine = _opened(model, tokenizer, place, None if wanted == "auto" else wanted, hub)
         self.tokenizer = self.engine.tokenizer if tokenizer is None or isinstance(tokenizer, str) else tokenizer
         self.repo_id = self.engine.name
-        self._live = model if is_live(model) and _is_followed(model, self.engine) else None
         live = model if is_live(model) else None
+        self._live = live if live is not None and _is_followed(live, self.engine) else None
         self.config = _config(self.engine, live)
         self.generation_config = _generation_config(self.engine, live)
         self.node_axes = {node.name: node for node in self.engine.nodes()}
@@ -176,11 +177,11 @@ class LanguageModel(EngineEnvoy):
         tracer = self.__dict__.get("_editing")
         return super().__iter__() if tracer is None else iter((tracer, self))
 
-    def _prompt_length(self, inputs: tuple[Any, ...], given: dict[str, Any]) -> int:
+    def _prompt_length(self, inputs: tuple[Any, ...], given: dict[str, Any]) -> int | None:
         if given.get("max_new_tokens") is not None:
-            return 0
+            return None
         prompts = read_prompts(self, inputs, dict(given))
-        return 0 if prompts is None else max(len(row) for row in prompts.rows)
+        return None if prompts is None else max(len(row) for row in prompts.rows)
 
     def session(self, **given: Any) -> Session:
         """A `with` block around several traces; it changes nothing."""
@@ -262,6 +263,7 @@ class LanguageModel(EngineEnvoy):
             return self._live.get_submodule(envoy.path.partition(".")[2])
         if self._modules is None:
             self._modules = torch_modules(self)
+            self._modules[self.path].config = self.config
         return self._modules[envoy.path]
 
 
@@ -280,7 +282,7 @@ class Generator(Envoy):
 
     @property
     def _module(self) -> torch.nn.Module:
-        return _Nothing(type(self).__name__)
+        return type(type(self).__name__, (torch.nn.Module,), {})()  # It has nothing but a name.
 
 
 class Streamer(Generator):
@@ -290,15 +292,6 @@ class Streamer(Generator):
     def _found(self, scope: EngineScope) -> torch.Tensor:
         tokens = scope.read_nodes(("hook_tokens",), scope.step)
         return tokens if scope.step == 0 else tokens[:, 0]
-
-
-class _Nothing(torch.nn.Module):
-    def __init__(self, title: str) -> None:
-        super().__init__()
-        self._title = title
-
-    def _get_name(self) -> str:
-        return self._title
 
 
 def _device(wanted: Any) -> Any:
@@ -320,14 +313,13 @@ def _device(wanted: Any) -> Any:
 def _opened(model: Any, tokenizer: Any, device: Any, dtype: Any, hub: dict[str, Any]) -> glassformer.Model:
     if isinstance(model, glassformer.Model):
         return model if dtype is None and device is None else model.to(dtype=dtype, device=device)
-    usable = tokenizer if tokenizer is None or hasattr(tokenizer, "backend_tokenizer") else None
-    if isinstance(tokenizer, glassformer.Tokenizer | str | os.PathLike):
-        usable = tokenizer
+    is_ours = isinstance(tokenizer, glassformer.Tokenizer | str | os.PathLike)
+    usable = tokenizer if is_ours or hasattr(tokenizer, "backend_tokenizer") else None
     is_name = isinstance(model, str) and model.count("/") < 2 and not model.startswith(("/", ".", "~"))
     if is_name and not model.endswith(".gguf") and not os.path.exists(model):
-        from glassformer.transformer_lens._loading import found_place
+        from glassformer.transformer_lens.loading_from_pretrained import hub_name  # It takes what that dialect takes.
 
-        model = found_place(model, **hub)
+        model = fetched(hub_name(model), **hub)
     return glassformer.load(model, dtype, device, usable)
 
 

@@ -26,9 +26,7 @@ from glassformer.nnsight._module_events import (
     Sources,
     copied,
     copies,
-    first_input,
     keep_gradient,
-    snapshots,
 )
 from glassformer.nnsight._module_run import Run
 from glassformer.nnsight._module_state import Rewind, same_bits
@@ -110,19 +108,16 @@ class ModuleScope:
 
     def write(self, envoy: Any, what: str, value: Any) -> None:
         """Puts a value there: it stands whatever changes before it. A part that is the very object that stands there
-        stays what it is."""
-        self._refuse_aside(envoy)
+        stays what it is. `InputError` for `inputs` that are no arguments."""
+        if what == "inputs" and not _are_arguments(value):
+            raise _core.InputError(f"{envoy.path}.inputs: expected ((…,), {{…}}); found {type(value).__name__}")
         self.collect()
         place = self._place(envoy, what)
         path: _trees.Path = ()
         if what == "input":
             path = self._first_input(self._reached(place))
         number = self.numbers.get(place)
-        there = self.events[number].now if number is not None else None
-        try:
-            there = _trees.taken(there, path)
-        except KeyError:
-            there = None
+        there = None if number is None else _trees.taken(self.events[number].now, path)
         if value is there and there is not None:
             return
         self._refuse_old_objects(place, value)
@@ -131,7 +126,6 @@ class ModuleScope:
 
     def skip(self, envoy: Any, value: Any) -> None:
         """The module isn't run: `value` is what it returns."""
-        self._refuse_aside(envoy)
         self.collect()
         place = self._place(envoy, "output")
         self.left_out.setdefault(place.path, set()).add(place.call)
@@ -186,6 +180,8 @@ class ModuleScope:
     # --- steps
 
     def _place(self, envoy: Any, what: str) -> Place:
+        if envoy.path in self._aside:
+            raise self._aside_error(Place(envoy.path, 0, "output"))
         self._asked.add(envoy.path)
         call = self.step + self._offsets.get(envoy.path, 0)
         return Place(envoy.path, call, "output" if what == "output" else "inputs")
@@ -292,9 +288,7 @@ class ModuleScope:
     # --- handing out
 
     def _hand_out(self, event: Event) -> Any:
-        if not event.is_handed_out:
-            event.raw = snapshots(event.raw)
-            event.is_handed_out = True
+        event.hand_out()
         for path, leaf in _trees.leaves(event.now):
             if isinstance(leaf, torch.Tensor) and id(leaf) not in self._handed:
                 self._watch(event, path, leaf)
@@ -386,6 +380,10 @@ class ModuleScope:
         numbers = plain(tensor.detach())
         return numbers.clone() if getattr(tensor, "is_loose", False) else copied(numbers)
 
+    def _settle(self, handed: Handed) -> None:
+        """The numbers that a tensor has now are known."""
+        handed.version, handed.source = handed.tensor._version, self._snapshot(handed.tensor)
+
     def _changed_in_place(self, handed: Handed) -> None:
         place = handed.event.place
         if self.is_aside:
@@ -393,7 +391,7 @@ class ModuleScope:
             return
         if not handed.is_current():
             why = handed.why or f"{place} was set"
-            handed.version, handed.source = handed.tensor._version, self._snapshot(handed.tensor)
+            self._settle(handed)
             raise _core.StaleEditError(
                 f"{place}: a value that was read before {why} was changed in place; read it again and change that (the "
                 "change was dropped)"
@@ -409,8 +407,7 @@ class ModuleScope:
         else:
             edits.append(Derived(handed.path, handed.tensor, handed.source, handed.base, text, order))
         note_change(handed.event, edits)
-        handed.version = handed.tensor._version
-        handed.source = self._snapshot(handed.tensor)
+        self._settle(handed)
         self._drop_from(self.numbers[place] + 1, text)
 
     def _changed_container(self, event: Event, path: _trees.Path, before: dict[Any, Any], now: list[Any]) -> None:
@@ -443,7 +440,7 @@ class ModuleScope:
         index = _trees.mapped(index, lambda _, leaf: leaf.clone() if _is_tensor(leaf) else leaf)
         edit = Region(handed.path, index, copies(value), text, self.edits.next_order())
         is_current = handed.is_current()
-        handed.version, handed.source = tensor._version, self._snapshot(tensor)
+        self._settle(handed)
         if is_current:
             self._forget_sources(handed.event, handed.path)
             self.edits.at(place).append(edit)
@@ -462,9 +459,7 @@ class ModuleScope:
         if number is None:
             return
         event = self.events[number]
-        if not event.is_handed_out:
-            event.raw = snapshots(event.raw)
-            event.is_handed_out = True
+        event.hand_out()
         event.now = applied(edit, event.now)
         note_change(event, self.edits.at(place))
         self._forget_sources(event, edit.path)
@@ -490,20 +485,16 @@ class ModuleScope:
                 )
 
     def _first_input(self, event: Event) -> _trees.Path:
-        try:
-            return first_input(event.now)
-        except KeyError:
-            raise _core.UnavailableError(f"{event.place.path}.input: the module is called without arguments") from None
+        args, kwargs = event.now
+        if not args and not kwargs:
+            raise _core.UnavailableError(f"{event.place.path}.input: the module is called without arguments")
+        return (0, 0) if args else (1, next(iter(kwargs)))
 
     def _changed_aside(self, handed: Handed) -> None:
         """What a call in the body returned is its user's; on the rest of the call nothing depends any more."""
-        handed.version, handed.source = handed.tensor._version, self._snapshot(handed.tensor)
+        self._settle(handed)
         if handed.event.place != Place(self.target or "", 0, "output"):
             raise self._aside_error(handed.event.place)
-
-    def _refuse_aside(self, envoy: Any) -> None:
-        if envoy.path in self._aside:
-            raise self._aside_error(Place(envoy.path, 0, "output"))
 
     def _aside_error(self, place: Place) -> _core.UnsupportedError:
         return _core.UnsupportedError(
@@ -574,6 +565,11 @@ def _traced(leaf: Any) -> Any:
     if type(leaf) is torch.Tensor:
         leaf.__class__ = TracedTensor
     return leaf
+
+
+def _are_arguments(value: Any) -> bool:
+    given = value if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
+    return isinstance(given[0], tuple | list) and isinstance(given[1], dict)
 
 
 def _kept(leaf: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ whenever something is asked of it."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class ModuleTrace:
     Inside it `.input`, `.inputs` and `.output` of every module can be read, set and changed in place, in any order. At
     its end whatever has not run yet runs.
     """
+
+    root = None  # Modules ask the scopes of its inputs.
 
     def __init__(
         self,
@@ -60,9 +62,15 @@ class ModuleTrace:
             _open.enter(self)
             self._exits.callback(_open.leave, self)
             if self._is_fake:
-                self._exits.enter_context(_fake_mode())
+                from torch._subclasses.fake_tensor import FakeTensorMode
+
+                self._exits.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             if self._has_input:
                 self._begin(*self._arguments)
+            else:
+                waiting = _WithoutInput(self._envoy.root)
+                _open.enter(waiting)
+                self._exits.callback(_open.leave, waiting)
         except BaseException:
             self._close()
             raise
@@ -113,16 +121,51 @@ class ModuleTrace:
         modules = [(f"{root.path}.{name}" if name else root.path, each) for name, each in root._module.named_modules()]
         scope = ModuleScope(root, modules, called, arguments, envoy.path if is_call else None, self._is_fake)
         self._scopes.append(scope)
+        return self._enter_scope(scope)
+
+    def _begin_again(self) -> ModuleScope:
+        """Goes on with the one input that there was."""
+        if not self._scopes:
+            raise _core.UnavailableError(
+                "an empty tracer.invoke() reads what an input before it has run; there is none yet"
+            )
+        if len(self._scopes) > 1:
+            raise _core.UnsupportedError(
+                "an empty tracer.invoke() stands for all inputs as one batch, and several inputs of a module are runs "
+                "of their own here: read in their blocks, or give one input that is a batch"
+            )
+        return self._enter_scope(self._scopes[0])
+
+    def _enter_scope(self, scope: ModuleScope) -> ModuleScope:
         self._inside.append(scope)
         _open.enter(scope)  # type: ignore[arg-type]
         return scope
 
     # --- inputs
 
-    def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
+    @contextlib.contextmanager
+    def invoke(self, *args: Any, **kwargs: Any) -> Iterator[ModuleTrace]:
         """`with tracer.invoke(x):` in a trace without an input: one input of several, each a run of its own, one after
         the other. Without an input: the run of the one that there was, once more, to read or edit it further."""
-        return Invoke(self, args, kwargs)
+        if not self._is_open:
+            raise _core.UnavailableError("tracer.invoke(...) belongs inside `with model.trace() as tracer:`")
+        if self._has_input or self._inside:
+            where = "trace(...) has an input itself" if self._has_input else "it stands inside of another one"
+            raise _core.InputError(
+                f"tracer.invoke(...): {where}; use `with model.trace() as tracer:` and one after another"
+            )
+        scope = self._begin(args, kwargs) if args or kwargs else self._begin_again()
+        try:
+            yield self
+            scope.finish()
+        except Stopped as stopped:
+            if not self._is_mine(stopped):
+                raise
+            scope.is_stopped = True
+        finally:
+            _open.leave(scope)  # type: ignore[arg-type]
+            self._inside.remove(scope)
+            scope.step = 0
 
     def barrier(self, n_participants: int = 0) -> Callable[[], None]:
         """Something to call: blocks run one after the other here, so none has to wait."""
@@ -133,11 +176,6 @@ class ModuleTrace:
         raise Stopped(self)
 
     # --- values
-
-    @property
-    def root(self) -> Any:
-        """Internal: nothing, as the values of a trace are those of its inputs."""
-        return self
 
     def _scope(self) -> ModuleScope:
         if not self._is_open:
@@ -167,76 +205,49 @@ class ModuleTrace:
         self._scope().step += steps
         return self
 
-    def cache(
-        self,
-        modules: Sequence[Any] | None = None,
-        device: Any = "cpu",
-        dtype: torch.dtype | None = None,
-        detach: bool = True,
-        include_output: bool = True,
-        include_inputs: bool = False,
-        non_blocking: bool = False,
-    ) -> CacheView:
+    def cache(self, modules: Sequence[Any] | None = None, **options: Any) -> CacheView:
         """Everything at once: the outputs (and inputs) of all modules, or of some, given as envoys or paths, with all
-        edits. See `CacheView`."""
+        edits. For `options` see `Cache`, for what is returned `CacheView`."""
         scope = self._scope()
-        cache = Cache(scope.root, modules, device, dtype, detach, include_output, include_inputs, non_blocking)
+        cache = Cache(scope.root, modules, **options)
         self._caches.append((scope, cache))
         return cache.view(scope.fill)
 
 
-class Invoke:
-    """One input of a trace; made by `tracer.invoke`."""
+class _WithoutInput:
+    """What modules are asked in a trace outside of its inputs: `UnavailableError`, but they can be called."""
 
-    def __init__(self, tracer: ModuleTrace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tracer = tracer
-        self._arguments = (args, kwargs)
-        self._scope: ModuleScope | None = None
+    def __init__(self, root: Any) -> None:
+        self.root = root
 
-    def __enter__(self) -> ModuleTrace:
-        tracer = self._tracer
-        if not tracer._is_open:
-            raise _core.UnavailableError("tracer.invoke(...) belongs inside `with model.trace() as tracer:`")
-        if tracer._has_input or tracer._inside:
-            where = "trace(...) has an input itself" if tracer._has_input else "it stands inside of another one"
-            raise _core.InputError(
-                f"tracer.invoke(...): {where}; use `with model.trace() as tracer:` and one after another"
-            )
-        args, kwargs = self._arguments
-        if args or kwargs:
-            self._scope = tracer._begin(args, kwargs)
-            return tracer
-        if not tracer._scopes:
-            raise _core.UnavailableError(
-                "an empty tracer.invoke() reads what an input before it has run; there is none yet"
-            )
-        if len(tracer._scopes) > 1:
-            raise _core.UnsupportedError(
-                "an empty tracer.invoke() stands for all inputs as one batch, and several inputs of a module are runs "
-                "of their own here: read in their blocks, or give one input that is a batch"
-            )
-        self._scope = tracer._scopes[0]
-        tracer._inside.append(self._scope)
-        _open.enter(self._scope)  # type: ignore[arg-type]
-        return tracer
+    def read(self, envoy: Any, what: str) -> Any:
+        """A value."""
+        raise _core.UnavailableError(
+            f"{envoy.path}.{what}: the trace has no input here; ask inside `with tracer.invoke(...):`, or give one to "
+            "trace(...)"
+        )
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        scope, tracer = self._scope, self._tracer
-        assert scope is not None
-        try:
-            if error is None:
-                scope.finish()
-        finally:
-            _open.leave(scope)  # type: ignore[arg-type]
-            tracer._inside.remove(scope)
-            scope.step = 0
-        if tracer._is_mine(error):
-            scope.is_stopped = True
-            return True
-        return False
+    def write(self, envoy: Any, what: str, value: Any) -> None:
+        """A value's place."""
+        self.read(envoy, what)
 
+    def skip(self, envoy: Any, value: Any) -> None:
+        """A module's work."""
+        self.read(envoy, "skip")
 
-def _fake_mode() -> Any:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    def advance(self, envoy: Any, steps: int) -> None:
+        """A later call."""
+        self.read(envoy, "next")
 
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    @property
+    def iter(self) -> StepChooser:
+        """The calls of modules."""
+        return self.read(self.root, "iter")
+
+    def all(self) -> Steps:
+        """All of them."""
+        return self.read(self.root, "all")
+
+    def call(self, envoy: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watched: bool) -> Any:
+        """Runs a module."""
+        return envoy._module(*args, **kwargs)

@@ -3,33 +3,40 @@ taken."""
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
+
+from glassformer import _core
 
 
 class ModuleOutput(tuple):
     """The tuple that a block or an attention returns; `[0]` is its hidden state.
 
     Each entry is read when it is taken out, and can be set (`output[0] = x`). Whatever no tuple has (`.shape`,
-    `output[:, -1]`, arithmetic with numbers and tensors) is that of the hidden state.
+    `output[:, -1]`, arithmetic with numbers and tensors) is that of the hidden state. Copies, pickled ones too, are
+    ordinary tuples of ordinary tensors.
     """
 
-    _scope: Any
+    _scope: Callable[[], Any]
     _outputs: tuple[tuple[str, ...], ...]
     _step: int
-    _saved: Any
+    _saved: list[Any] | None
 
     def __new__(cls, scope: Any, outputs: tuple[tuple[str, ...], ...], step: int) -> ModuleOutput:
         made = super().__new__(cls)
-        made._scope, made._outputs, made._step, made._saved = scope, outputs, step, None
+        made._scope, made._outputs, made._step, made._saved = (lambda: scope), outputs, step, None
         return made
 
     def _read(self, index: int) -> Any:
-        if index == 0 and self._saved is not None:
-            return self._saved
-        return self._scope.read_nodes(self._outputs[index], self._step)
+        if self._saved is not None:
+            return self._saved[index]
+        return self._scope().read_nodes(self._outputs[index], self._step)
 
     def __len__(self) -> int:
         return len(self._outputs)
@@ -46,10 +53,18 @@ class ModuleOutput(tuple):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if type(index) is int:
-            self._scope.write_nodes(self._outputs[self._checked(index)], self._step, value)
+            self._put(self._checked(index), value)
         else:
             hidden = self._read(0)
             hidden[index] = value
+
+    def _put(self, index: int, value: Any) -> None:
+        scope = self._scope()
+        if scope is None:
+            raise _core.UnavailableError("the trace is closed: values can be set inside its `with` block only")
+        scope.write_nodes(self._outputs[index], self._step, value)
+        if self._saved is not None:
+            self._saved[index] = scope.read_nodes(self._outputs[index], self._step)
 
     def _checked(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -57,9 +72,20 @@ class ModuleOutput(tuple):
         return index % len(self)
 
     def save(self) -> ModuleOutput:
-        """The tuple itself, with its hidden state as it is now."""
-        self._saved = self._read(0)
+        """The tuple itself, with its entries as they are now. It keeps nothing else of its trace."""
+        if self._saved is None:
+            self._saved = list(self)
+            self._scope = weakref.ref(self._scope())
         return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return tuple, ([_plain_copy(entry) for entry in self],)
+
+    def __copy__(self) -> tuple[torch.Tensor, ...]:
+        return tuple(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> tuple[torch.Tensor, ...]:
+        return tuple(_plain_copy(entry) for entry in self)
 
     def kept(self, keep: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Internal, for caches: all entries, each as `keep` gives it; nothing of the trace stays with them."""
@@ -93,14 +119,15 @@ class ModuleOutput(tuple):
         return repr(tuple(self))
 
 
+def _plain_copy(value: Any) -> Any:
+    """Of a tensor a copy, outside of any graph; of tuples one of such copies."""
+    if isinstance(value, tuple):
+        return tuple(_plain_copy(each) for each in value)
+    return copy.deepcopy(value).detach() if isinstance(value, torch.Tensor) else value
+
+
 def _hidden(given: Any) -> Any:
-    if isinstance(given, ModuleOutput):
-        return given[0]
-    if type(given) in (list, tuple):
-        return type(given)(_hidden(each) for each in given)
-    if isinstance(given, dict):
-        return {key: _hidden(each) for key, each in given.items()}
-    return given
+    return tree_map(lambda each: each[0] if isinstance(each, ModuleOutput) else each, given)
 
 
 def _arithmetic(name: str) -> Callable[..., Any]:
@@ -110,11 +137,9 @@ def _arithmetic(name: str) -> Callable[..., Any]:
     return run
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow"):
-    setattr(ModuleOutput, f"__{_name}__", _arithmetic(f"__{_name}__"))
-for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(ModuleOutput, f"__{_name}__", _arithmetic(f"__{_name}__"))
-for _name in ("neg", "lt", "le", "gt", "ge"):
+_BINARY = ("add", "sub", "mul", "truediv", "matmul")
+_OTHERS = ("pow", "iadd", "isub", "imul", "itruediv", "neg", "lt", "le", "gt", "ge")
+for _name in (*_BINARY, *(f"r{each}" for each in _BINARY), *_OTHERS):
     setattr(ModuleOutput, f"__{_name}__", _arithmetic(f"__{_name}__"))
 
 
@@ -122,6 +147,7 @@ class Output:
     """What a whole model returns, field by field: by attribute, by name, or by the number of a field that is there.
 
     Fields are read when they are taken. `.shape` and other things that it hasn't are those of the main one, `main`.
+    Copies, pickled ones too, have ordinary tensors.
     """
 
     def __init__(
@@ -149,15 +175,27 @@ class Output:
         return tuple(self.values())
 
     def save(self) -> Output:
-        """The output itself, with its first tensor as it is now."""
-        found = self._read(self._main)
-        self._fields[self._main] = lambda: found
+        """The output itself, with its fields as they are now. It keeps nothing else of its trace; to change it, set
+        what `model.output` has."""
+        found = {name: self._read(name) for name in self._fields}
+        self._fields.update({name: partial(found.__getitem__, name) for name in found})
+        self.__dict__["_put"] = None
         return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _output_of, (self._title, {name: _plain_copy(self._read(name)) for name in self._fields}, self._main)
+
+    def __copy__(self) -> Output:
+        return _output_of(self._title, {name: self._read(name) for name in self._fields}, self._main)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Output:
+        function, given = self.__reduce_ex__(4)
+        return function(*given)
 
     def kept(self, keep: Callable[[torch.Tensor], torch.Tensor]) -> Output:
         """Internal, for caches: its main field as `keep` gives it; nothing of the trace stays with it."""
         found = keep(self._read(self._main))
-        return Output(self._title, {self._main: lambda: found}, self._main)
+        return _output_of(self._title, {self._main: found}, self._main)
 
     @property
     def value(self) -> Output:
@@ -185,7 +223,11 @@ class Output:
             return self._read(name)
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._read(self._main), name)
+        try:
+            return getattr(self._read(self._main), name)
+        except AttributeError:
+            fields = ", ".join(self._fields)
+            raise AttributeError(f"{self._title} has no {name!r}; it has {fields}, and what {self._main} has") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._set(name, value)
@@ -206,6 +248,16 @@ class Output:
 
     def __repr__(self) -> str:
         return f"{self._title}({', '.join(f'{name}={self._read(name)!r}' for name in self._fields)})"
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call's first argument; None where it has none."""
+    return next(iter([*args, *kwargs.values()]), None)
+
+
+def _output_of(title: str, values: dict[str, Any], main: str) -> Output:
+    """An output whose fields are known."""
+    return Output(title, {name: partial(values.__getitem__, name) for name in values}, main)
 
 
 def first_of(value: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 
 from glassformer import _core
 from glassformer.nnsight.envoy import Envoy
+from glassformer.nnsight.outputs import first_argument
 
 
 class OwnEnvoy(Envoy):
@@ -25,30 +26,32 @@ class OwnEnvoy(Envoy):
         return self.__dict__["_own"]
 
     def _adopt(self, name: str, module: torch.nn.Module) -> Envoy:
+        self._module.add_module(name, module)
         return OwnEnvoy(f"{self.path}.{name}", self, module)
 
 
 class OwnCalls:
     """What the user's own modules were given and returned in a trace, and what is to stand there at their next call."""
 
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], Any] = {}
-        self._put: dict[tuple[str, str], Any] = {}
+    def __init__(self, put: dict[tuple[str, str], Any] | None = None) -> None:
+        self.seen: dict[tuple[str, str], Any] = {}
+        """What the watched calls gave, by path and "inputs" or "output"."""
+        self.put = {} if put is None else dict(put)
+        """What is to stand at the next watched call, by path and "input", "inputs" or "output"."""
         self.replayed: Any = None
 
     def read(self, envoy: Envoy, what: str) -> Any:
         """What the last watched call gave; `UnavailableError` where there was none."""
         key = (envoy.path, "inputs" if what == "input" else what)
-        if key not in self._seen:
+        if key not in self.seen:
             raise _core.UnavailableError(
                 f"{envoy.path}.{what}: the module has not run in this trace; call it with hook=True first: "
                 f"{envoy.path}(x, hook=True)"
             )
-        found = self._seen[key]
+        found = self.seen[key]
         if what != "input":
             return found
-        args, kwargs = found
-        return args[0] if args else next(iter(kwargs.values()))
+        return first_argument(*found)
 
     def write(self, envoy: Envoy, what: str, value: Any) -> None:
         """Puts a value in the place of what the next watched call takes or returns."""
@@ -57,32 +60,11 @@ class OwnCalls:
                 f"{envoy.path}.{what} was set after an edit of the model had called the module: set it before anything "
                 "is read that depends on it"
             )
-        self._put[(envoy.path, what)] = value
-
-    def take_put(self) -> dict[tuple[str, str], Any]:
-        """What is to stand at the next watched call, which is then forgotten here."""
-        put, self._put = self._put, {}
-        return put
-
-    def waiting(self) -> dict[tuple[str, str], Any]:
-        """What is to stand at the next watched call."""
-        return dict(self._put)
-
-    def put_all(self, put: dict[tuple[str, str], Any]) -> None:
-        """What is to stand at the next watched call."""
-        self._put |= put
-
-    def seen(self) -> dict[tuple[str, str], Any]:
-        """What the watched calls gave, by path and "inputs" or "output"."""
-        return self._seen
-
-    def see(self, seen: dict[tuple[str, str], Any]) -> None:
-        """What watched calls made elsewhere gave."""
-        self._seen |= seen
+        self.put[(envoy.path, what)] = value
 
     def has_seen(self, envoy: Envoy) -> bool:
         """Whether a module has run."""
-        return (envoy.path, "inputs") in self._seen
+        return (envoy.path, "inputs") in self.seen
 
     def call(self, envoy: OwnEnvoy, args: tuple[Any, ...], kwargs: dict[str, Any], watched: bool) -> Any:
         """Runs a module."""
@@ -100,19 +82,24 @@ class OwnCalls:
 
     def _before(self, envoy: Envoy) -> Any:
         def run(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if (envoy.path, "inputs") in self._put:
-                args, kwargs = self._put.pop((envoy.path, "inputs"))
-            if (envoy.path, "input") in self._put:
-                args = (self._put.pop((envoy.path, "input")), *args[1:])
-            self._seen[(envoy.path, "inputs")] = (args, kwargs)
+            if (envoy.path, "inputs") in self.put:
+                args, kwargs = self.put.pop((envoy.path, "inputs"))
+            if (envoy.path, "input") in self.put:
+                args = (self.put.pop((envoy.path, "input")), *args[1:])
+            self.seen[(envoy.path, "inputs")] = (args, kwargs)
             return args, kwargs
 
         return run
 
     def _behind(self, envoy: Envoy) -> Any:
         def run(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            output = self._put.pop((envoy.path, "output"), output)
-            self._seen[(envoy.path, "output")] = output
+            output = self.put.pop((envoy.path, "output"), output)
+            self.seen[(envoy.path, "output")] = output
             return output
 
         return run
+
+
+def is_below(path: str, above: str) -> bool:
+    """Whether one module is another, or inside of it."""
+    return f"{path}.".startswith(f"{above}.")

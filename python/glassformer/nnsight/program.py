@@ -14,14 +14,14 @@ import torch
 
 from glassformer import _core
 from glassformer.nnsight.scan import dtype_of
-from glassformer.nnsight.shapes import ShapeTensor, UnknownNumber, leaves, mapped
+from glassformer.nnsight.shapes import ShapeTensor, UnknownNumber, leaves, mapped, unknowns
 from glassformer.nnsight.values import width_of
 
 _RANDOM = ("rand", "dropout", "bernoulli", "normal", "uniform", "exponential", "multinomial", "poisson", "geometric")
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepSet:
     """Which steps of a run something belongs to: some numbers, or all from one on."""
 
     numbers: tuple[int, ...] = (0,)
@@ -61,7 +61,7 @@ class ReadNode:
 
     node: str
     n_before: int
-    steps: Steps
+    steps: StepSet
 
     def replay(self, context: Any) -> torch.Tensor:
         """The value."""
@@ -72,7 +72,7 @@ class ReadNode:
 class ReadStep:
     """The number of the step."""
 
-    steps: Steps
+    steps: StepSet
 
     def replay(self, context: Any) -> int:
         """The number."""
@@ -124,7 +124,7 @@ class Write:
 
     piece: ShapeTensor
     position: int
-    steps: Steps
+    steps: StepSet
 
 
 def key_of(value: Any) -> Any:
@@ -134,7 +134,7 @@ def key_of(value: Any) -> Any:
 
 def keys_of(value: Any) -> set[Any]:
     """The memory of all values among these."""
-    return {key_of(each) for each in leaves(value) if isinstance(each, ShapeTensor | UnknownNumber)}
+    return {key_of(each) for each in unknowns(value)}
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Program:
 
     steps: list[Step] = field(default_factory=list)
     writes: dict[str, list[Write]] = field(default_factory=dict)
-    calls: dict[str, tuple[int, Steps]] = field(default_factory=dict)
+    calls: dict[str, tuple[int, StepSet]] = field(default_factory=dict)
     """By path of a module of the user's own: the step that called and watched it last, and at which of a run's."""
     arguments: dict[str, list[Write]] = field(default_factory=dict)
     """By path of a module that shares its argument with others: what it is given in their place."""
@@ -164,33 +164,22 @@ class Program:
             )
         )
 
-    def effective(self, node: str, step: int) -> list[Write]:
-        """The writes of a node at a step of a run."""
-        return [write for write in self.writes.get(node, []) if write.steps.has(step)]
+    def last_write(self, node: str, step: int, n: int | None = None) -> Write | None:
+        """The last write of a node at a step of a run, or of its first `n`."""
+        return _last(self.writes.get(node, [])[:n], step)
 
     def argument(self, path: str, step: int) -> Write | None:
         """What a module is given in the place of what it shares with others."""
-        found = [write for write in self.arguments.get(path, []) if write.steps.has(step)]
-        return found[-1] if found else None
+        return _last(self.arguments.get(path, []), step)
 
-    def reads_of(self, node: str, write: Write) -> list[Any]:
-        """What a write is made from directly, not through earlier writes of its node: `ReadNode` and `ReadStep`."""
-        found = [self.steps[number].function for number in self._slice("", write.piece, write.position, 0)]
+    def reads(self, value: Any, position: int) -> list[ReadNode | ReadStep]:
+        """What a value is made from directly by the steps before `position`, not through earlier writes."""
+        found = [self.steps[number].function for number in self._slice("", value, position, 0)]
         return [each for each in found if isinstance(each, ReadNode | ReadStep)]
-
-    def reads_at(self, position: int) -> list[Any]:
-        """What a step is made from: `ReadNode` and `ReadStep`."""
-        found = [self.steps[number].function for number in self._slice("", self.made_at(position), position + 1, 0)]
-        return [each for each in found if isinstance(each, ReadNode | ReadArgument | ReadStep)]
 
     def made_at(self, position: int) -> Any:
         """One of the values that a step makes."""
         return next(each for each in leaves(self.steps[position].found) if isinstance(each, ShapeTensor))
-
-    def write_before(self, read: ReadNode, step: int) -> Write | None:
-        """The last write of a read's node before it."""
-        found = [write for write in self.writes.get(read.node, [])[: read.n_before] if write.steps.has(step)]
-        return found[-1] if found else None
 
     def needed(self, node: str, value: Any, position: int, step: int) -> list[int]:
         """The steps before `position` that `value` depends on, where it is made in a hook on `node`."""
@@ -209,7 +198,7 @@ class Program:
             found.append(number)
             needed |= made.reads
             if isinstance(made.function, ReadNode) and made.function.node == node:
-                before = self.write_before(made.function, step)
+                before = self.last_write(node, step, made.function.n_before)
                 if before is not None:
                     needed.add(key_of(before.piece))
         return found[::-1]
@@ -227,6 +216,10 @@ class Program:
                 found = step.function(*args, **kwargs) if replay is None else replay(context, *args, **kwargs)
             _bind(step.found, found, values)
         return values
+
+
+def _last(writes: list[Write], step: int) -> Write | None:
+    return next((write for write in reversed(writes) if write.steps.has(step)), None)
 
 
 def _bind(stand_in: Any, found: Any, values: dict[int, Any]) -> None:

@@ -12,8 +12,10 @@ import torch
 
 from glassformer import _core
 from glassformer.nnsight.modules import EngineEnvoy
-from glassformer.nnsight.own_modules import OwnEnvoy
-from glassformer.nnsight.program import Program, ReadNode, Step
+from glassformer.nnsight.outputs import first_argument
+from glassformer.nnsight.own_modules import OwnEnvoy, is_below
+from glassformer.nnsight.program import Program, ReadNode, Step, Write
+from glassformer.nnsight.scan import shape_of
 from glassformer.nnsight.tracing import AT_LAST_POSITION
 from glassformer.nnsight.values import width_of
 
@@ -37,12 +39,13 @@ class Edit:
         """Refuses what hooks can't do: setting a node from one that comes later."""
         for node, writes in self.program.writes.items():
             for write in writes:
-                for read in self.program.reads_of(node, write):
+                for read in self.program.reads(write.piece, write.position):
                     if isinstance(read, ReadNode) and read.node != node:
                         self.maker_for(root, node, read.node)
                         self.foreign.add(read.node)
         for position, _ in self.program.calls.values():
-            self.foreign |= {read.node for read in self.program.reads_at(position) if isinstance(read, ReadNode)}
+            made = self.program.reads(self.program.made_at(position), position + 1)
+            self.foreign |= {read.node for read in made if isinstance(read, ReadNode)}
 
     def maker_for(self, root: Any, target: str, node: str) -> EngineEnvoy | None:
         """How a hook on `target` comes to the value of another node: None: it can be read; else by the module that
@@ -82,7 +85,7 @@ class RunPlace:
     def put(self) -> dict[tuple[str, str], Any]:
         """What the user put in the place of what modules take and return."""
         calls = self._calls()
-        return {} if calls is None else calls.waiting()
+        return {} if calls is None else calls.put
 
 
 class _Hook:
@@ -116,6 +119,12 @@ class Frame(NamedTuple):
     number: int = 0
     value: Any = None
 
+    @classmethod
+    def of(cls, scope: Any, run: Any, step: int) -> Frame:
+        """A step of an open trace's run, outside of hooks."""
+        look = functools.partial(run.trace.core.read, positions=run.positions(step))
+        return cls(RunPlace(scope, run), step, run.steps[step], look)
+
 
 class Context:
     """Where a program runs: for what an edit makes of `node`, whose value is `value`; or for no node in particular."""
@@ -137,14 +146,7 @@ class Context:
         (begin, end), n_rows = self.positions, self.place.n_rows
         if self._is_last_only(nodes[0]):
             begin = end - 1
-        axes = self.root.node_axes[nodes[0]]
-        if "key_pos" in axes.axes and "query_pos" in axes.axes:
-            return [n_rows, axes.sizes[1], end - begin, end]
-        if len(axes.axes) == 2:
-            return [n_rows, end - begin]
-        if by_head:
-            return [n_rows, end - begin, *axes.sizes[2:]]
-        return [n_rows, end - begin, sum(width_of(self.root.node_axes[node]) for node in nodes)]
+        return shape_of(self.root.node_axes, nodes, by_head, n_rows, end - begin, end)
 
     def _is_last_only(self, node: str) -> bool:
         """Whether a generation shows a node at its last position alone."""
@@ -168,29 +170,30 @@ class Context:
 
     def written(self) -> torch.Tensor | None:
         """What the edit puts into the node; None where it does nothing at this step."""
-        program = self.edit.program
-        effective = program.effective(self.node, self.step)
-        if not effective:
+        last = self.edit.program.last_write(self.node, self.step)
+        if last is None:
             return None
-        last = effective[-1]
-        found = program.run(self, program.needed(self.node, last.piece, last.position, self.step))[id(last.piece)]
+        found = self.made(last)
         return torch.cat([self.value[:, :-1], found], 1) if self._is_last_only(self.node) else found
+
+    def made(self, write: Write) -> torch.Tensor:
+        """What the edit writes there."""
+        program = self.edit.program
+        return program.run(self, program.needed(self.node, write.piece, write.position, self.step))[id(write.piece)]
 
     def read(self, read: ReadNode) -> torch.Tensor:
         """A node's value as the program means it."""
         program, node = self.edit.program, read.node
-        before = program.write_before(read, self.step)
+        before = program.last_write(node, self.step, read.n_before)
         if node == self.node:
             return self._shown(node, self.value) if before is None else self.values[id(before.piece)].clone()
         number = self.place.edits.index(self.edit)
-        effective = program.effective(node, self.step)
-        if not effective or before is effective[-1]:
+        if before is program.last_write(node, self.step):  # Or there is none.
             return self._shown(node, self._before_edit(node, number + 1))
         value = self._before_edit(node, number)
         if before is None:
             return self._shown(node, value)
-        inner = Context(self.frame, self.edit, node, value)
-        return program.run(inner, program.needed(node, before.piece, before.position, self.step))[id(before.piece)]
+        return Context(self.frame, self.edit, node, value).made(before)
 
     def argument(self, path: str) -> torch.Tensor | None:
         """What earlier edits give a module in the place of what it shares with others; None where they don't."""
@@ -209,7 +212,7 @@ class Context:
             return value
         value, end = (frame.value, frame.number) if node == frame.node else (frame.look(node), len(edits))
         for edit in reversed(edits[number:end]):
-            if edit.program.effective(node, self.step):
+            if edit.program.last_write(node, self.step) is not None:
                 value = self.place.replayed.kept(self, edit, node).value
         return value
 
@@ -250,9 +253,7 @@ def argument_before(frame: Frame, number: int, path: str) -> torch.Tensor | None
     for edit in reversed(frame.place.edits[:number]):
         write = edit.program.argument(path, frame.step)
         if write is not None:
-            program = edit.program
-            values = program.run(Context(frame, edit), program.needed("", write.piece, write.position, frame.step))
-            return values[id(write.piece)]
+            return Context(frame, edit).made(write)
     return None
 
 
@@ -312,10 +313,10 @@ class ReplayedCalls:
         key = (envoy.path, "inputs" if what == "input" else what)
         for edit in reversed(scope.tracer.edits):
             for path, (position, steps) in edit.program.calls.items():
-                if _is_below(envoy.path, path) and steps.has(scope.step):
+                if is_below(envoy.path, path) and steps.has(scope.step):
                     found = [self._of_run(scope, edit, position, run)[key] for run in scope.runs()]
                     if what == "input":
-                        found = [args[0] if args else next(iter(kwargs.values())) for args, kwargs in found]
+                        found = [first_argument(*inputs) for inputs in found]
                     lengths = [run.length(scope.step) for run in scope.runs()]
                     given = _joined(found, lengths, f"{envoy.path}.{what}")
                     if isinstance(given, torch.Tensor):
@@ -340,26 +341,19 @@ class ReplayedCalls:
         runs = [run for run in scope.runs() if run.length(step) > 0]
         found = []
         for run in runs:
-            look = functools.partial(run.trace.core.read, positions=run.positions(step))
-            frame = Frame(RunPlace(scope, run), step, run.steps[step], look)
-            found.append(argument_before(frame, len(edits), envoy.path))
+            found.append(argument_before(Frame.of(scope, run, step), len(edits), envoy.path))
         return _joined(found, [run.length(step) for run in runs], f"{envoy.path}.input")
 
     def _of_run(self, scope: Any, edit: Edit, position: int, run: Any) -> dict[tuple[str, str], Any]:
         program, step = edit.program, scope.step
-        look = functools.partial(run.trace.core.read, positions=run.positions(step))
-        context = Context(Frame(RunPlace(scope, run), step, run.steps[step], look), edit)
+        context = Context(Frame.of(scope, run, step), edit)
         for node in sorted(program.writes, key=edit.order.__getitem__):
-            effective = program.effective(node, step)
-            if effective and position in program.needed(node, effective[-1].piece, effective[-1].position, step):
-                look(node)
+            last = program.last_write(node, step)
+            if last is not None and position in program.needed(node, last.piece, last.position, step):
+                context.frame.look(node)
                 return self.kept(context, edit, node).seen
         program.run(context, program.needed("", program.made_at(position), position + 1, step))
         return context.seen
-
-
-def _is_below(path: str, above: str) -> bool:
-    return path == above or path.startswith(above + ".")
 
 
 def _joined(found: list[Any], lengths: list[int], asked: str) -> Any:

@@ -11,9 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from glassformer import _core
 from glassformer.nnsight.modules import FIRST_ARGUMENT, HANDS_THROUGH, EngineEnvoy
 from glassformer.nnsight.outputs import Output
-from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy
-from glassformer.nnsight.shapes import Shapes, ShapeTensor, given, leaves
-from glassformer.nnsight.tensors import places_of_tokens
+from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy, is_below
+from glassformer.nnsight.shapes import Shapes, ShapeTensor, UnknownNumber, given, leaves
 from glassformer.nnsight.tracing import EngineScope, Invoke, Tracer
 from glassformer.nnsight.values import width_of
 
@@ -36,12 +35,6 @@ class ShapeScope(EngineScope):
     def _open_reader(self) -> None:
         pass  # There are no values to be read.
 
-    def read(self, envoy: EngineEnvoy, what: str) -> Any:
-        """A module's input, inputs or output."""
-        if isinstance(envoy, OwnEnvoy):
-            return self.tracer.seen(envoy, what)
-        return super().read(envoy, what)
-
     def call(self, envoy: EngineEnvoy, args: tuple[Any, ...], kwargs: dict[str, Any], watched: bool) -> Any:
         """What a module returns on shapes."""
         return self.tracer.call_module(envoy, args, kwargs, watched)
@@ -49,13 +42,13 @@ class ShapeScope(EngineScope):
     def _input(self, envoy: EngineEnvoy) -> Any:
         if not envoy.place.inputs or envoy.place.input_is_private:
             return super()._input(envoy)
-        return self.tracer.read_shared_input(self, envoy)
+        return self.tracer.read_place(self, envoy.place.inputs, self.step_of(envoy), False, envoy)
 
     def _put_input(self, envoy: EngineEnvoy, value: Any, derived: bool = False) -> None:
         if envoy.place.input_is_private:
             super()._put_input(envoy, value, derived)
         else:
-            self.tracer.write_shared_input(self, envoy, given(value))
+            self.tracer.write_place(self, envoy.place.inputs, self.step_of(envoy), given(value), False, envoy)
 
 
 class ScanInvoke(ShapeScope, Invoke):
@@ -68,76 +61,27 @@ class ScanTracer(ShapeScope, Tracer):
     invoke_kind = ScanInvoke
 
     def __init__(self, model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
-        self.shapes = ScanShapes(1)
-        self._calls = OwnCalls()
+        self.shapes = Shapes(1)
         super().__init__(model, inputs, given, edited=False)
 
-    def read_place(self, scope: EngineScope, nodes: tuple[str, ...], step: int, by_head: bool) -> ShapeTensor:
-        """The shape of nodes at a step."""
-        return self._made(scope, nodes, step, by_head)
-
-    def _made(self, scope: EngineScope, nodes: tuple[str, ...], step: int, by_head: bool = False) -> ShapeTensor:
+    def read_place(
+        self, scope: EngineScope, nodes: tuple[str, ...], step: int, by_head: bool, envoy: Any = None
+    ) -> ShapeTensor:
+        """The shape of nodes at a step; with `envoy` of the argument that this module has of them with others."""
         layout = scope.layout(nodes, step, by_head)
         found = self.shapes.empty([layout.shape], dtype_of(self.model, nodes[0]), self.model.device)
         found.padding, found.is_whole = layout.padding, True
         return found
 
-    def write_place(self, scope: EngineScope, nodes: tuple[str, ...], step: int, value: Any, by_head: bool) -> None:
-        """Whether it fits."""
-        check_fits(nodes, self._made(scope, nodes, step, by_head), value)
-
-    def read_shared_input(self, scope: EngineScope, envoy: EngineEnvoy) -> ShapeTensor:
-        """The argument of a module that others have too."""
-        return self._made(scope, envoy.place.inputs, scope.step_of(envoy))
-
-    def write_shared_input(self, scope: EngineScope, envoy: EngineEnvoy, value: Any) -> None:
-        """Whether it fits."""
-        check_fits(envoy.place.inputs, self._made(scope, envoy.place.inputs, scope.step_of(envoy)), value)
+    def write_place(
+        self, scope: EngineScope, nodes: tuple[str, ...], step: int, value: Any, by_head: bool, envoy: Any = None
+    ) -> None:
+        """Whether a value fits there."""
+        check_fits(nodes, [scope.layout(nodes, step, by_head).shape], value)
 
     def call_module(self, envoy: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watched: bool) -> Any:
         """What a module returns on shapes."""
-        return called_on_shapes(self.shapes, envoy, args, kwargs, self._calls if watched else None)
-
-    def seen(self, envoy: OwnEnvoy, what: str) -> Any:
-        """What a module of the user's own was given or returned."""
-        return self._calls.read(envoy, what)
-
-    def write(self, envoy: EngineEnvoy, what: str, value: Any) -> None:
-        """Puts a value there."""
-        if isinstance(envoy, OwnEnvoy):
-            self._calls.write(envoy, what, value)
-        else:
-            super().write(envoy, what, value)
-
-
-class ScanShapes(Shapes):
-    """The shapes of a scan."""
-
-    what = "a scan"
-    instead = "use a trace"
-
-    def tokens(self, tensor: ShapeTensor, index: Any) -> Any:
-        """`x.token[index]`."""
-        return self.run(_TakeTokens(tensor.padding), (tensor, index), {})
-
-    def put_tokens(self, tensor: ShapeTensor, index: Any, value: Any) -> None:
-        """`x.token[index] = value`."""
-        self.run(_PutTokens(tensor.padding), (tensor, index, value), {})
-
-
-class _TakeTokens:
-    """Tokens of each sequence, counted without padding."""
-
-    def __init__(self, padding: Sequence[int]) -> None:
-        self._padding = padding
-
-    def __call__(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
-        return tensor[places_of_tokens(tensor.shape[1], self._padding, index)[0]]
-
-
-class _PutTokens(_TakeTokens):
-    def __call__(self, tensor: torch.Tensor, index: Any, value: Any) -> None:  # type: ignore[override]
-        tensor[places_of_tokens(tensor.shape[1], self._padding, index)[0]] = value
+        return called_on_shapes(self.shapes, envoy, args, kwargs, self.own_calls if watched else None)
 
 
 def called_on_shapes(
@@ -145,15 +89,16 @@ def called_on_shapes(
 ) -> Any:
     """What a module returns on shapes; what a call of the user's own module is to be known for goes into `calls`."""
     if isinstance(envoy, OwnEnvoy):
-        put = {} if calls is None else calls.take_put()
+        put: dict[tuple[str, str], Any] = {}
+        if calls is not None:
+            put, calls.put = calls.put, put
         output, seen = shapes.run(OwnCall(envoy, calls is not None), (put, args, kwargs), {})
         if calls is not None:
-            calls.see(seen)
+            calls.seen |= seen
         return output
     found = shapes.run(EngineCall(envoy), (args, kwargs), {})
-    if envoy.place.part not in _WHOLE:
-        return found
-    return Output("ModelOutput", {_WHOLE[envoy.place.part]: lambda: found}, _WHOLE[envoy.place.part])
+    name = "last_hidden_state"
+    return Output("ModelOutput", {name: lambda: found}, name) if envoy.place.part == "decoder" else found
 
 
 class EngineCall:
@@ -170,18 +115,15 @@ class EngineCall:
         return found[0] if isinstance(found, Output) else found
 
 
-_WHOLE = {"decoder": "last_hidden_state", "model": "logits"}
-
-
 def shape_of_call(envoy: EngineEnvoy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What `envoy.run` returns, of fake tensors; of a whole model its main field."""
+    """What `envoy.run` returns, of fake tensors; of a decoder its main field."""
     tensor = args[0] if args else next((kwargs[name] for name in FIRST_ARGUMENT if kwargs.get(name) is not None), None)
     if not isinstance(tensor, torch.Tensor):
         raise _core.InputError(f"{envoy.path}(…) takes one tensor; found {type(tensor).__name__}")
     place, axes, dtype = envoy.place, envoy.root.node_axes, envoy.root.dtype
     if place.part in HANDS_THROUGH:
         return tensor
-    if place.part in ("embed", "pos_embed", *_WHOLE):
+    if place.part in ("embed", "pos_embed", "decoder"):
         return tensor.new_empty((*tensor.shape, axes[place.outputs[0][0]].sizes[-1]), dtype=dtype)
     if not place.begin:
         raise _core.UnsupportedError(f"{envoy.path} can't be run on shapes")
@@ -211,18 +153,16 @@ class OwnCall:
     def __call__(
         self, put: dict[tuple[str, str], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[tuple[str, str], Any]]:
-        calls = OwnCalls()
-        calls.put_all(put)
-        return calls.call(self.envoy, args, kwargs, self.watched), calls.seen()
+        calls = OwnCalls(put)
+        return calls.call(self.envoy, args, kwargs, self.watched), calls.seen
 
     def replay(self, context: Any, put: dict[tuple[str, str], Any], args: Any, kwargs: Any) -> Any:
         """The same for the module that stands there now, on values; what it gave is noted in `context`."""
-        calls, path = OwnCalls(), self.envoy.path
-        calls.put_all(put)
-        calls.put_all({key: each for key, each in context.place.put().items() if f"{key[0]}.".startswith(f"{path}.")})
+        theirs = {key: each for key, each in context.place.put().items() if is_below(key[0], self.envoy.path)}
+        calls = OwnCalls(put | theirs)
         found = calls.call(context.module(self.envoy), args, kwargs, self.watched)
-        context.seen |= calls.seen()
-        return found, calls.seen()
+        context.seen |= calls.seen
+        return found, calls.seen
 
 
 def dtype_of(model: Any, node: str) -> torch.dtype:
@@ -237,16 +177,34 @@ def dtype_of(model: Any, node: str) -> torch.dtype:
     return torch.promote_types(model.dtype, torch.float32) if wide else model.dtype
 
 
-def check_fits(nodes: Sequence[str], there: ShapeTensor, value: Any) -> None:
-    """`ShapeError` for what can't stand in the place of a value."""
-    if not isinstance(value, torch.Tensor):
-        value = torch.as_tensor(value)
-    for world, target in enumerate(there.worlds):
-        shape = value.worlds[world].shape if isinstance(value, ShapeTensor) else value.shape
-        try:
-            if torch.broadcast_shapes(shape, target.shape) != target.shape:
-                raise RuntimeError
-        except RuntimeError:
-            raise _core.ShapeError(
-                f"{' + '.join(nodes)}: expected {list(there.shape)}; found {list(value.shape)}"
-            ) from None
+def shape_of(
+    axes: dict[str, Any], nodes: tuple[str, ...], by_head: bool, n_rows: int, length: int, n_keys: int
+) -> list[int]:
+    """The shape of nodes side by side (`by_head`: of a single one as it is), of so many rows, positions and keys."""
+    first = axes[nodes[0]]
+    if "query_pos" in first.axes:
+        return [n_rows, first.sizes[1], length, n_keys]
+    if by_head or len(first.axes) == 2:
+        return [n_rows, length, *first.sizes[2:]]
+    return [n_rows, length, sum(width_of(axes[node]) for node in nodes)]
+
+
+def check_fits(nodes: Sequence[str], there: Sequence[Sequence[int]], value: Any) -> None:
+    """`ShapeError` for what can't stand in the place of a value, whose shape is `there` in each world."""
+    if isinstance(value, UnknownNumber):
+        return
+    known = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*there, strict=True)]
+    if isinstance(value, ShapeTensor):
+        shape = list(value.shape)
+        fits = all(_fits(each.shape, target) for each, target in zip(value.worlds, there, strict=True))
+    else:  # What stands in the place of sizes that aren't known is checked when it is put there.
+        shape = list(torch.as_tensor(value).shape)
+        fits = _fits(shape, known)
+    if not fits:
+        expected = ", ".join("any" if size is None else str(size) for size in known)
+        raise _core.ShapeError(f"{' + '.join(nodes)}: expected [{expected}]; found {shape}")
+
+
+def _fits(shape: Sequence[int], target: Sequence[int | None]) -> bool:
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(wanted is None or size in (1, wanted) for size, wanted in pairs)

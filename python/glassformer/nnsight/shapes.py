@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from glassformer import _core
+from glassformer.nnsight import _trees
 from glassformer.nnsight.outputs import ModuleOutput, Output
-from glassformer.nnsight.tensors import TracedTensor, plain
+from glassformer.nnsight.tensors import TokenIndexer, TracedTensor, places_of_tokens, plain
 
 _VALUES = {
     "__bool__": "`if tensor` or bool(tensor)",
@@ -23,7 +24,6 @@ _VALUES = {
     "__float__": "float(tensor)",
     "__complex__": "complex(tensor)",
     "__index__": "an index",
-    "__format__": "a tensor's text",
     "__array__": "numpy",
     "__contains__": "`in tensor`",
     "item": ".item()",
@@ -63,8 +63,10 @@ class Shapes:
         name = name_of(function)
         self._refuse(name)
         args, kwargs = given(args), given(kwargs)
-        self._check_own(name, args, kwargs)
-        tensors = [each for each in leaves((args, kwargs)) if isinstance(each, ShapeTensor)]
+        known = unknowns((args, kwargs))
+        if any(each.shapes is not self for each in known):
+            raise _core.UnsupportedError(f"{name}: values of one scan or edit can't be used together with another's")
+        tensors = [each for each in known if isinstance(each, ShapeTensor)]
         self._check_written(name, function, args, kwargs)
         versions = [tensor.worlds[0]._version for tensor in tensors]
         results = [self._in_world(world, name, function, args, kwargs) for world in range(self.n_worlds)]
@@ -85,12 +87,6 @@ class Shapes:
             raise self.refusal(_VALUES[name])
         if name in _GRADIENTS:
             raise self.refusal(f".{name}")
-
-    def _check_own(self, name: str, args: Any, kwargs: Any) -> None:
-        if any(
-            each.shapes is not self for each in leaves((args, kwargs)) if isinstance(each, ShapeTensor | UnknownNumber)
-        ):
-            raise _core.UnsupportedError(f"{name}: values of one scan or edit can't be used together with another's")
 
     def _check_written(self, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuses to change a tensor that exists by values that don't."""
@@ -132,18 +128,14 @@ class Shapes:
     def _together(self, name: str, results: list[Any], known: dict[int, Any]) -> Any:
         first = results[0]
         if isinstance(first, torch.Tensor):
-            return known.get(id(first)) if id(first) in known else ShapeTensor(self, results)
+            return known[id(first)] if id(first) in known else ShapeTensor(self, results)
         if isinstance(first, dict):
             return {key: self._together(name, [each[key] for each in results], known) for key in first}
         if isinstance(first, tuple | list):
             if len({len(each) for each in results}) > 1:
                 raise self.unknown(f"{name}: how many there are")
             made = [self._together(name, list(each), known) for each in zip(*results, strict=True)]
-            if type(first) in (list, tuple):
-                return type(first)(made)
-            if isinstance(first, torch.Size):
-                return torch.Size(made)
-            return type(first)(*made) if hasattr(first, "_fields") else type(first)(made)
+            return _trees.rebuilt(first, dict(enumerate(made)))
         if isinstance(first, bool) or not isinstance(first, int | float | complex):
             if any(type(each) is not type(first) for each in results) or (
                 isinstance(first, bool | str) and any(each != first for each in results)
@@ -159,6 +151,42 @@ class Shapes:
     def unknown(self, asked: str) -> Exception:
         """The error for a number that isn't known."""
         return self.refusal(asked)
+
+    def tokens(self, tensor: ShapeTensor, index: Any) -> Any:
+        """`x.token[index]`."""
+        return self.run(TakeTokens(tensor.padding), (tensor, index), {})
+
+    def put_tokens(self, tensor: ShapeTensor, index: Any, value: Any) -> None:
+        """`x.token[index] = value`."""
+        self.run(PutTokens(tensor.padding), (tensor, index, value), {})
+
+
+class TakeTokens:
+    """Tokens of each sequence, counted without the padding before it. `padding` is None while it isn't known."""
+
+    def __init__(self, padding: Sequence[int] | None) -> None:
+        self._padding = padding
+
+    def __call__(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
+        return tensor[self._places(tensor, index)].clone()
+
+    def _places(self, tensor: torch.Tensor, index: Any) -> Any:
+        if self._padding is not None:
+            return places_of_tokens(tensor.shape[1], self._padding, index)[0]
+        if isinstance(index, torch.Tensor):
+            index = index.tolist()
+        return (slice(None), index if isinstance(index, int | slice) else list(index))
+
+    def replay(self, context: Any, *args: Any) -> Any:
+        """The same on values."""
+        return type(self)(context.padding)(*args)
+
+
+class PutTokens(TakeTokens):
+    """Puts them back."""
+
+    def __call__(self, tensor: torch.Tensor, index: Any, value: Any) -> None:  # type: ignore[override]
+        tensor[self._places(tensor, index)] = value
 
 
 class ShapeTensor(torch.Tensor):
@@ -211,16 +239,14 @@ class ShapeTensor(torch.Tensor):
     @property
     def t(self) -> ShapeTokens:  # type: ignore[override]
         """`x.t()` is torch's transpose; `x.t[i]` is `x.token[i]`."""
-        return ShapeTokens(self)
+        return ShapeTokens(self)  # type: ignore[arg-type]
 
     @property
     def token(self) -> ShapeTokens:
         """`x.token[i]`: of each sequence its token `i`, padding not counted."""
-        return ShapeTokens(self)
+        return ShapeTokens(self)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        if self.worlds[0].ndim == 0:
-            raise TypeError("len() of a 0-d tensor")
         sizes = {len(world) for world in self.worlds}
         if len(sizes) > 1:
             raise self.shapes.unknown("len(tensor): the size of its first axis")
@@ -230,9 +256,6 @@ class ShapeTensor(torch.Tensor):
         if len({len(world) for world in self.worlds}) > 1:
             raise self.shapes.unknown("iterating over a tensor: the size of its first axis")
         return iter([self[place] for place in range(len(self))])
-
-    def __reversed__(self) -> Any:
-        raise self.shapes.refusal("reversed(tensor)")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         return self.clone()
@@ -320,30 +343,19 @@ for _name in ("and", "or", "xor", "lshift", "rshift", "divmod"):
     setattr(UnknownNumber, f"__r{_name}__", _asked(_name))
 
 
-class ShapeTokens:
+class ShapeTokens(TokenIndexer):
     """`x.token[…]` of a value as the model gave it."""
 
-    def __init__(self, tensor: ShapeTensor) -> None:
-        self._tensor = tensor
-
-    def __call__(self) -> Any:
-        return torch.t(self._tensor)
-
-    def _checked(self, index: Any) -> ShapeTensor:
-        if not self._tensor.is_whole:
-            raise _core.InputError(
-                "token counts the tokens of a value as a trace gave it (batch pos …); found a tensor that was computed "
-                "from one: index it by position"
-            )
-        return self._tensor
+    def _whole(self) -> Any:
+        return self._tensor if self._tensor.is_whole else self._counted()[0]  # type: ignore[attr-defined]
 
     def __getitem__(self, index: Any) -> Any:
-        tensor = self._checked(index)
-        return tensor.shapes.tokens(tensor, index)  # type: ignore[attr-defined]
+        tensor = self._whole()
+        return tensor.shapes.tokens(tensor, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        tensor = self._checked(index)
-        tensor.shapes.put_tokens(tensor, index, value)  # type: ignore[attr-defined]
+        tensor = self._whole()
+        tensor.shapes.put_tokens(tensor, index, value)
 
 
 def name_of(function: Any) -> str:
@@ -357,45 +369,36 @@ def name_of(function: Any) -> str:
 
 def leaves(value: Any) -> list[Any]:
     """What stands in tuples, lists, dicts and slices."""
-    found: list[Any] = []
-    mapped(value, found.append)
-    return found
+    return [each for _, each in _trees.leaves(value)]
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """Tuples, lists, dicts and slices again, with `change` of what stands in them."""
-    if isinstance(value, tuple | list):
-        made = [mapped(each, change) for each in value]
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*made)
-        return tuple(made) if isinstance(value, tuple) else made
-    if isinstance(value, dict):
-        return {key: mapped(each, change) for key, each in value.items()}
-    if isinstance(value, slice):
-        return slice(*(mapped(each, change) for each in (value.start, value.stop, value.step)))
-    return change(value)
+    return _trees.mapped(value, lambda _, each: change(each))
+
+
+def unknowns(value: Any) -> list[Any]:
+    """The tensors without values, and the numbers that aren't known, among these."""
+    return [each for each in leaves(value) if isinstance(each, ShapeTensor | UnknownNumber)]
 
 
 def given(value: Any) -> Any:
     """Arguments, with the hidden state in the place of what modules return as tuples, and lists as they are now;
     values of traces as ordinary tensors."""
-    if isinstance(value, TracedTensor):
-        return plain(value)
-    if isinstance(value, ModuleOutput | Output):
-        return value[0]
-    if type(value) in (list, tuple):
-        return type(value)(given(each) for each in value)
-    return {key: given(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+    def ordinary(each: Any) -> Any:
+        if isinstance(each, TracedTensor):
+            return plain(each)
+        return each[0] if isinstance(each, ModuleOutput | Output) else each
+
+    return mapped(value, ordinary)
 
 
 def shapes_of(value: Any) -> Shapes:
     """What the tensors and numbers in some arguments belong to."""
-    for each in leaves(given(value)):
-        if isinstance(each, ShapeTensor | UnknownNumber):
-            return each.shapes
-    raise _core.InputError("no tensor of a scan or an edit among the arguments")
+    return unknowns(given(value))[0].shapes
 
 
 def is_shapes(value: Any) -> bool:
     """Whether tensors without values, or numbers that aren't known, are among these."""
-    return any(isinstance(each, ShapeTensor | UnknownNumber) for each in leaves(value))
+    return bool(unknowns(value))

@@ -51,27 +51,44 @@ class StepChooser:
     def __getitem__(self, chosen: slice | int | list[int]) -> Steps:
         return Steps(self._go_to, chosen, f"tracer.iter[{_text(chosen)}]", self._done)
 
+    def __iter__(self) -> Iterator[int]:
+        raise TypeError("tracer.iter is indexed by the steps: tracer.iter[:]")
+
 
 def step_numbers(chosen: Any) -> Iterator[int]:
     """Internal: the steps that a slice, a number or a list of them names."""
     if isinstance(chosen, slice):
-        start, stride = operator.index(chosen.start or 0), operator.index(chosen.step or 1)
-        if start < 0 or stride < 1 or (chosen.stop is not None and operator.index(chosen.stop) < 0):
+        start, stop, stride = (None if each is None else _number(each, chosen) for each in _parts(chosen))
+        start, stride = start or 0, 1 if stride is None else stride
+        if start < 0 or stride < 1 or (stop is not None and stop < 0):
             raise _core.InputError(f"tracer.iter[{_text(chosen)}]: steps count from 0 on, forward")
         step = start
-        while chosen.stop is None or step < chosen.stop:
+        while stop is None or step < stop:
             yield step
             step += stride
         return
-    listed = list(chosen) if isinstance(chosen, list | tuple | range) else [chosen]
-    for step in listed:
-        if operator.index(step) < 0:
+    for each in chosen if isinstance(chosen, list | tuple | range) else [chosen]:
+        step = _number(each, chosen)
+        if step < 0:
             raise _core.InputError(f"tracer.iter[{_text(chosen)}]: steps count from 0 on")
-        yield operator.index(step)
+        yield step
+
+
+def _number(step: Any, chosen: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise _core.InputError(
+            f"tracer.iter[{_text(chosen)}]: expected a slice, a number or a list of steps; found {step!r}"
+        ) from None
+
+
+def _parts(chosen: slice) -> tuple[Any, Any, Any]:
+    return chosen.start, chosen.stop, chosen.step
 
 
 def _text(chosen: Any) -> str:
     if not isinstance(chosen, slice):
-        return str(chosen)
-    parts = ["" if each is None else str(each) for each in (chosen.start, chosen.stop)]
-    return ":".join([*parts, str(chosen.step)] if chosen.step is not None else parts)
+        return repr(chosen)
+    *ends, stride = ["" if each is None else str(each) for each in _parts(chosen)]
+    return ":".join([*ends, stride] if stride else ends)

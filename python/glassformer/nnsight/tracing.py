@@ -459,19 +459,22 @@ class Tracer(EngineScope):
         stopped = isinstance(error, _Stop)
         try:
             if error is None or stopped:
-                self.watch.collect()
-                if "own_calls" in self.__dict__ and self.own_calls.replayed is not None:
-                    self.own_calls.replayed.check_unchanged()
-                for trace in self.traces:
-                    trace.core.collect()
-                while self.caches:
-                    self.caches.pop().close()
+                self._close()
         finally:
             self.is_open = False
             self.watch.close()
             for trace in self.traces:
                 trace.core.let_go() if error is None or stopped else None
         return stopped
+
+    def _close(self) -> None:
+        self.watch.collect()
+        if "own_calls" in self.__dict__ and self.own_calls.replayed is not None:
+            self.own_calls.replayed.check_unchanged()
+        for trace in self.traces:
+            trace.core.collect()
+        while self.caches:
+            self.caches.pop().close()
 
     def invoke(self, *inputs: Any, **given: Any) -> Invoke:
         """Adds prompts: what is read and set inside is theirs alone, without padding of others. Without an input it is

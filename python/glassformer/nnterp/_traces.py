@@ -66,13 +66,18 @@ def is_recorded(scope: Any) -> bool:
     return isinstance(scope.tracer, EditTracer)
 
 
+Tokens = int | Sequence[int] | Sequence[bool] | torch.Tensor | slice
+"""Tokens of prompts: numbers, a mask, or a slice."""
+
+
 def token_places(
-    nn_model: Any, tokens: int | Sequence[int] | torch.Tensor, batch: int | Sequence[int] | torch.Tensor | None = None
+    nn_model: Any, tokens: Tokens, batch: int | Sequence[int] | torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The index of tokens in a value of the open trace, `batch pos …`; they count each prompt's own tokens, from the
     end where they are negative.
 
     The tokens are the same in all prompts, unless prompts are given in `batch`: then the two are paired as torch does.
+    A mask or a slice means these tokens of each prompt; where they are not as many in all, the index is flat.
     Raises `InputError` for prompts and tokens that aren't there, and `UnsupportedError` where no one knows them: in
     edits for later traces, and in modules that compute themselves.
     """
@@ -80,19 +85,67 @@ def token_places(
     if not isinstance(scope, EngineScope) or is_recorded(scope):
         raise _core.UnsupportedError("which positions are tokens is known in a trace of a LanguageModel only")
     columns = _columns(scope)
-    wanted = torch.as_tensor(tokens)
-    rows = torch.arange(len(columns)) if batch is None else torch.as_tensor(batch)
+    rows = torch.arange(len(columns)) if batch is None else prompt_numbers(batch, len(columns))
+    if isinstance(tokens, slice) or is_mask(tokens):
+        found = [_chosen(columns[row], tokens, row) for row in rows.flatten().tolist()]
+        counts = torch.tensor([len(each) for each in found])
+        lines = rows.flatten().repeat_interleave(counts)
+        flat = torch.tensor([place for each in found for place in each], dtype=torch.int64)
+        shape = [*rows.shape, -1] if len(flat) > 0 and len(set(counts.tolist())) == 1 else [-1]
+        return lines.reshape(shape), flat.reshape(shape)
+    wanted = _numbers(tokens, "tokens")
     if batch is None:
         rows = rows.reshape(-1, *[1] * wanted.ndim)
     rows, wanted = torch.broadcast_tensors(rows, wanted)
     places = []
     for row, token in zip(rows.flatten().tolist(), wanted.flatten().tolist(), strict=True):
-        if not -len(columns) <= row < len(columns):
-            raise _core.InputError(f"prompt {row}: the trace has {len(columns)}")
         if not -len(columns[row]) <= token < len(columns[row]):
             raise _core.InputError(f"token {token}: prompt {row} has {len(columns[row])} tokens")
         places.append(columns[row][token])
     return rows, torch.tensor(places, dtype=torch.int64).reshape(wanted.shape)
+
+
+def prompt_numbers(batch: int | Sequence[int] | torch.Tensor | slice, n_prompts: int) -> torch.Tensor:
+    """Prompts of a trace as an index of tensors. `InputError` for what is none of its prompts."""
+    if isinstance(batch, slice):
+        return torch.arange(n_prompts)[batch]
+    if is_mask(batch):
+        return torch.tensor(_chosen(list(range(n_prompts)), batch), dtype=torch.int64)
+    numbers = _numbers(batch, "prompts")
+    for number in numbers.flatten().tolist():
+        if not -n_prompts <= number < n_prompts:
+            raise _core.InputError(f"prompt {number}: the trace has {n_prompts}")
+    return numbers
+
+
+def is_mask(chosen: Any) -> bool:
+    """Whether an index says of each whether it is meant."""
+    if isinstance(chosen, torch.Tensor):
+        return chosen.dtype == torch.bool
+    return isinstance(chosen, Sequence) and len(chosen) > 0 and all(isinstance(each, bool) for each in chosen)
+
+
+def _chosen(listed: list[int], chosen: Any, prompt: int | None = None) -> list[int]:
+    """Those that a slice or a mask names."""
+    if isinstance(chosen, slice):
+        return listed[chosen]
+    flags = torch.as_tensor(chosen).flatten().tolist()
+    if len(flags) != len(listed):
+        there = (
+            f"the trace has {len(listed)} prompts" if prompt is None else f"prompt {prompt} has {len(listed)} tokens"
+        )
+        raise _core.InputError(f"a mask of {len(flags)}: {there}")
+    return [each for each, is_meant in zip(listed, flags, strict=True) if is_meant]
+
+
+def _numbers(given: Any, what: str) -> torch.Tensor:
+    try:
+        found = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise _core.InputError(f"{what}: expected whole numbers, a mask or a slice; found {given!r}")
+    return found.long()
 
 
 def _columns(scope: EngineScope) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from enum import Enum
 from typing import Any
 
@@ -18,6 +19,18 @@ class IOType(Enum):
     OUTPUT = "output"
 
 
+def layer_number(n_layers: int, layer: Any) -> int:
+    """The number of a layer, counted from 0; a negative one counts from the end. IndexError where there is none such,
+    `InputError` for what is no number."""
+    try:
+        number = operator.index(layer)
+    except TypeError:
+        raise _core.InputError(f"expected the number of a layer, 0 to {n_layers - 1}; found {layer!r}") from None
+    if not -n_layers <= number < n_layers:
+        raise IndexError(f"layer {number}: the model has {n_layers} layers")
+    return number % n_layers
+
+
 class LayerAccessor:
     """What blocks, or a module of each (`attr_name`), take or give: `accessor[3]` is the tensor `batch pos d_model` of
     block 3 in the open trace, to read, change in place and set. Without `io_type` it is the module itself."""
@@ -29,7 +42,7 @@ class LayerAccessor:
 
     def get_module(self, layer: int) -> Any:
         """The module of a block."""
-        block = self.model.layers[layer]
+        block = _block(self.model, layer)
         return block if self.attr_name is None else getattr(block, self.attr_name)
 
     def __getitem__(self, layer: int) -> Any:
@@ -56,6 +69,10 @@ class LayerAccessor:
         return self.io_type is IOType.OUTPUT and self.get_module(0).place.returns == "tuple"
 
 
+def _block(model: Any, layer: int) -> Any:
+    return model.layers[layer_number(len(model.layers), layer)]
+
+
 class AttentionProbabilitiesAccessor:
     """The attention probabilities of a block in the open trace, to read, change in place and set: `batch head query_pos
     key_pos`, the node `hook_pattern`. They are always there, and cost nothing until they are read or changed.
@@ -77,10 +94,10 @@ class AttentionProbabilitiesAccessor:
         return source if return_module_source else source.hook_pattern
 
     def __getitem__(self, layer: int) -> torch.Tensor:
-        return self.source_attr(self.model.layers[layer].self_attn).output
+        return self.source_attr(_block(self.model, layer).self_attn).output
 
     def __setitem__(self, layer: int, value: torch.Tensor) -> None:
-        self.source_attr(self.model.layers[layer].self_attn).output = value
+        self.source_attr(_block(self.model, layer).self_attn).output = value
 
     @torch.no_grad()
     def check_source(self, layer: int = 0, allow_dispatch: bool = True, use_trace: bool = True) -> None:
@@ -105,6 +122,6 @@ class AttentionProbabilitiesAccessor:
 
     def print_source(self, layer: int = 0, allow_dispatch: bool = True) -> None:
         """Prints how the probabilities of a layer come about, and the whole of its attention."""
-        attention = self.model.layers[layer].self_attn
+        attention = _block(self.model, layer).self_attn
         print(f"Attention probabilities of layer {layer}:\n{self.source_attr(attention)}")
         print(f"\nAll of its attention:\n{self.source_attr(attention, return_module_source=True)}")

@@ -41,7 +41,7 @@ class ModuleAccessor:
     def _found(self, parent: torch.nn.Module, name: str) -> torch.nn.Module:
         module = find_module(parent, name, self._rename)
         if module is None:
-            there = ", ".join(dict(parent.named_children()))
+            there = ", ".join(dict(parent.named_children())) or "none"
             raise AttributeError(f"{type(parent).__name__} has no module '{name}'; it has {there}")
         return module
 

@@ -178,6 +178,13 @@ def get_token_activations(
     return torch.stack([get_activations(nn_model, layer)[places] for layer in chosen])
 
 
+def at_least_one(batch_size: int) -> int:
+    """Internal: a number of prompts to run at a time. `InputError` for less than one."""
+    if batch_size < 1:
+        raise _core.InputError(f"batch_size is {batch_size}; expected 1 or more")
+    return batch_size
+
+
 def _listed(prompts: Any) -> Any:
     return list(prompts) if isinstance(prompts, tuple) else prompts
 
@@ -216,7 +223,7 @@ def collect_token_activations_batched(
     """
     if not prompts:
         raise _core.InputError("no prompts")
-    starts: Iterable[int] = range(0, len(prompts), batch_size)
+    starts: Iterable[int] = range(0, len(prompts), at_least_one(batch_size))
     if tqdm is not None:
         starts = tqdm(starts)
     found = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from glassformer import _core
 from glassformer.nnterp._tokenizers import PEAR, ids_of, puts_space_before
-from glassformer.nnterp.nnsight_utils import compute_next_token_probs
+from glassformer.nnterp.nnsight_utils import at_least_one, compute_next_token_probs
 
 
 class TokenizationError(_core.InputError):
@@ -77,9 +77,13 @@ class Prompt:
         cls, prompt: str, target_strings: dict[str, str | list[str]] | list[str] | str, tokenizer: Any
     ) -> Prompt:
         """A prompt whose targets are the first tokens of words, see `get_first_tokens`. A word or a list of words makes
-        one target, "target"."""
+        one target, "target". `InputError` for other kinds of targets."""
         if isinstance(target_strings, str | list):
             target_strings = {"target": target_strings}
+        if not isinstance(target_strings, Mapping):
+            raise _core.InputError(
+                f"targets are a word, a list of words, or either by the target's name; found {target_strings!r}"
+            )
         tokens = {name: get_first_tokens(words, tokenizer) for name, words in target_strings.items()}
         return cls(prompt, tokens, target_strings)
 
@@ -123,8 +127,10 @@ def run_prompts(
     what stands between stays: with `logit_lens` there is one for every layer, `batch layer`. It is called with
     `batch_size` prompts at a time; `tqdm` (`tqdm.auto.tqdm`, say) shows how far it is.
 
-    Raises `InputError` where the prompts have different targets.
+    Raises `InputError` where the prompts have different targets, and for what is no list of `Prompt`s.
     """
+    if isinstance(prompts, Prompt) or not all(hasattr(prompt, "target_tokens") for prompt in prompts):
+        raise _core.InputError(f"run_prompts takes a list of Prompts; found {prompts!r}")
     if not prompts:
         return {}
     names = list(prompts[0].target_tokens)
@@ -135,7 +141,7 @@ def run_prompts(
                 f"{', '.join(prompt.target_tokens)}"
             )
     get_probs, options = get_probs_func or compute_next_token_probs, func_kwargs or {}
-    starts: Iterable[int] = range(0, len(prompts), batch_size)
+    starts: Iterable[int] = range(0, len(prompts), at_least_one(batch_size))
     if tqdm is not None:
         starts = tqdm(starts, desc="Running prompts")
     sums: dict[str, list[torch.Tensor]] = {name: [] for name in names}

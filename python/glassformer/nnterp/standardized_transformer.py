@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from glassformer import _core
+from glassformer._arguments import tensor_of
 from glassformer.nnsight import LanguageModel, _open
 from glassformer.nnterp import nnsight_utils
 from glassformer.nnterp._tokenizers import configured, without_prefix_space
-from glassformer.nnterp._traces import is_recorded, token_places
-from glassformer.nnterp.accessors import AttentionProbabilitiesAccessor, IOType, LayerAccessor
+from glassformer.nnterp._traces import Tokens, is_mask, is_recorded, prompt_numbers, token_places
+from glassformer.nnterp.accessors import AttentionProbabilitiesAccessor, IOType, LayerAccessor, layer_number
 from glassformer.nnterp.names import (
     RenameConfig,
     check_model_renaming,
@@ -183,9 +184,15 @@ class StandardizedTransformer(LanguageModel):
         layer_returns_tuple: bool | None = None,
     ) -> None:
         """Leaves blocks out, the last one included: each gives `skip_with`, or without it the input of the first as it
-        is now; so what lies before is changed first. `layer_returns_tuple` makes no difference."""
-        value = self.layers_input[start_layer] if skip_with is None else skip_with
-        for layer in range(start_layer, end_layer + 1):
+        is now; so what lies before is changed first. `layer_returns_tuple` makes no difference.
+
+        Raises `InputError` for layers in the wrong order, IndexError for one that isn't there.
+        """
+        first, last = (layer_number(self.num_layers, each) for each in (start_layer, end_layer))
+        if first > last:
+            raise _core.InputError(f"skip_layers({start_layer}, {end_layer}): the last comes before the first")
+        value = self.layers_input[first] if skip_with is None else skip_with
+        for layer in range(first, last + 1):
             self.layers[layer].skip(value)
 
     def steer(
@@ -193,34 +200,38 @@ class StandardizedTransformer(LanguageModel):
         layers: int | Sequence[int],
         steering_vector: torch.Tensor,
         factor: float = 1,
-        positions: int | Sequence[int] | torch.Tensor | None = None,
-        token_positions: int | Sequence[int] | torch.Tensor | None = None,
+        positions: Tokens | None = None,
+        token_positions: Tokens | None = None,
         batch_index: int | Sequence[int] | torch.Tensor | None = None,
     ) -> None:
         """Adds `factor * steering_vector` to the residual stream after blocks.
 
-        `token_positions` count each prompt's own tokens, from the end where they are negative; without them all are
-        meant, as are all prompts without `batch_index`. With both they are paired. `positions` is the old name. What is
-        steered belongs to the stream as it is now: what lies before is changed first (else `OrderError`).
+        `token_positions` (numbers, a mask or a slice) count each prompt's own tokens, from the end where they are
+        negative; without them all are meant, as are all prompts without `batch_index`. Numbers of both are paired.
+        `positions` is the old name. What is steered belongs to the stream as it is now: what lies before is changed
+        first (else `OrderError`).
 
-        Raises `InputError` for tokens and prompts that aren't there.
+        Raises `InputError` for tokens and prompts that aren't there, IndexError for layers.
         """
         if positions is not None:
             if token_positions is not None:
                 raise _core.InputError("positions is the old name of token_positions; give one of them")
             warnings.warn("positions is deprecated: use token_positions", DeprecationWarning, stacklevel=2)
             token_positions = positions
-        listed = [layers] if isinstance(layers, int) else layers
-        for layer in sorted(range(self.num_layers)[layer] for layer in listed):
+        listed = [layers] if isinstance(layers, int) or not isinstance(layers, Iterable) else layers
+        vector = tensor_of(steering_vector)
+        for layer in sorted(layer_number(self.num_layers, each) for each in listed):
             stream = self.layers_output[layer]
-            added = factor * steering_vector.to(stream.device)
+            added = factor * vector.to(stream.device)
             if token_positions is not None and batch_index is None and is_recorded(_open.needed(self, "a token")):
+                if is_mask(token_positions):
+                    raise _core.UnsupportedError("an edit for later traces takes no mask of tokens; give their numbers")
                 stream.token[token_positions] = stream.token[token_positions] + added
             elif token_positions is not None:
                 places = token_places(self, token_positions, batch_index)
                 stream.index_put_(places, stream[places] + added)
             elif batch_index is not None:
-                places = (torch.as_tensor(batch_index),)
+                places = (prompt_numbers(batch_index, len(stream)),)
                 stream.index_put_(places, stream[places] + added)
             else:
                 stream += added

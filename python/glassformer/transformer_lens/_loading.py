@@ -11,6 +11,7 @@ import torch
 
 from glassformer import _core
 from glassformer._arguments import device_of
+from glassformer._hub import fetched
 from glassformer.live import open_live
 from glassformer.model import own_tokenizer
 from glassformer.transformer_lens import loading_from_pretrained as loading
@@ -102,15 +103,16 @@ class LoadingMethods:
         dtype = DTYPE_FROM_STRING[dtype] if isinstance(dtype, str) else dtype
         if dtype == torch.float16 and device in ("cpu", None):
             logging.warning("float16 may not work on the CPU; bfloat16 does")
-        place = model_name
-        if hf_model is None:
-            place = found_place(model_name, checkpoint_index, checkpoint_value, **from_pretrained_kwargs)
         changes = {"dtype": dtype, "n_devices": n_devices}
         changes |= {"device": str(device)} if device is not None else {}
         changes |= {"n_layers": first_n_layers} if first_n_layers is not None else {}
         changes |= {"n_ctx": n_ctx} if n_ctx is not None else {}
         changes |= {"default_prepend_bos": default_prepend_bos} if default_prepend_bos is not None else {}
-        opened = Opened.live(hf_model, dtype, device) if hf_model is not None else Opened.at(place, dtype, device)
+        if hf_model is not None:
+            opened = Opened.live(hf_model, dtype, device)
+        else:
+            place = _place_of(model_name, checkpoint_index, checkpoint_value, **from_pretrained_kwargs)
+            opened = Opened.at(place, dtype, device)
         cfg = opened.config(model_name, changes)
         _check_sizes(model_name, cfg, opened)
         _leave_out(cfg, steps)
@@ -216,62 +218,21 @@ def _leave_out(cfg: Any, steps: dict[str, bool]) -> None:
             steps[step] = False
 
 
-def found_place(
-    model_name: str, checkpoint_index: int | None = None, checkpoint_value: int | None = None, **options: Any
-) -> str:
-    """The folder or file of a model: `model_name` itself if it is one, else where the local cache has it, else where
-    `huggingface_hub` puts it. ValueError for a name that is neither one of TransformerLens' nor like "owner/model";
-    FileError where it can't be fetched."""
+def _place_of(model_name: str, checkpoint_index: int | None, checkpoint_value: int | None, **options: Any) -> str:
+    """The folder or file of a model: `model_name` itself if it is one, else where the hub's model of that name is."""
+    has_checkpoint = checkpoint_index is not None or checkpoint_value is not None
     if Path(model_name).exists():
-        if checkpoint_index is not None or checkpoint_value is not None:
+        if has_checkpoint:
             raise _core.InputError(f"{model_name} has no checkpoints: these are of models by their names on the hub")
         return model_name
-    name = loading.make_model_alias_map().get(model_name.lower()) or model_name
-    if "/" not in name and name not in loading.OFFICIAL_MODEL_NAMES:
-        loading.get_official_model_name(model_name)  # Says which names there are.
-    revision = options.get("revision")
-    if checkpoint_index is not None or checkpoint_value is not None:
-        labels, kind = loading.get_checkpoint_labels(name)
-        there = f"there are {len(labels)} from {labels[0]} on"
-        if checkpoint_index is None:
-            assert checkpoint_value in labels, f"{name} has no checkpoint {checkpoint_value}; {there}"
-        elif not -len(labels) <= checkpoint_index < len(labels):
-            raise IndexError(f"{name} has no checkpoint at index {checkpoint_index}; {there}")
-        value = labels[checkpoint_index] if checkpoint_index is not None else checkpoint_value
+    name = loading.hub_name(model_name)
+    if has_checkpoint:
+        chosen = loading.checkpoint_of(name, checkpoint_index, checkpoint_value)
+        value, kind = chosen["checkpoint_value"], chosen["checkpoint_label_type"]
         if not name.startswith(("stanford-crfm/", "EleutherAI/pythia")):
             raise _core.UnsupportedError(f"checkpoints of {name} are not supported")
-        revision = f"checkpoint-{value}" if name.startswith("stanford-crfm/") else f"{kind}{value}"
-    return _fetched(name, revision, options)
-
-
-def _fetched(name: str, revision: str | None, options: dict[str, Any]) -> str:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise _core.FileError(
-            f"{name}: no such folder, and huggingface_hub, which could fetch it, is not installed: pip install "
-            "huggingface_hub, or give a folder or a GGUF file"
-        ) from None
-    wanted = {key: options[key] for key in ("cache_dir", "token", "local_files_only") if key in options}
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    for local, more in ((True, []), (False, []), (False, ["*.bin", "*.pth"])):
-        if not local and wanted.get("local_files_only", False):
-            continue
-        try:
-            place = snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=patterns + more,
-                **{**wanted, "local_files_only": local or False},
-            )
-        except Exception as error:  # Whatever the hub's library raises: offline, unknown, gated.
-            last = error
-            continue
-        if any(Path(place).glob("*.safetensors")) or any(Path(place).glob("*.bin")) or any(Path(place).glob("*.pth")):
-            return place
-        last = None
-    why = f" ({str(last).strip().splitlines()[0]})" if last is not None else ""
-    raise _core.FileError(f"{name}: not in the local cache, and it could not be fetched{why}: give a folder or a file")
+        options["revision"] = f"checkpoint-{value}" if name.startswith("stanford-crfm/") else f"{kind}{value}"
+    return fetched(name, **options)
 
 
 class Opened:

@@ -90,6 +90,12 @@ def get_official_model_name(model_name: str) -> str:
     return found
 
 
+def hub_name(model_name: str) -> str:
+    """The name on the hub that a name, an alias or "owner/model" stands for; ValueError where it is none of these."""
+    is_another = "/" in model_name and model_name.lower() not in make_model_alias_map()
+    return model_name if is_another else get_official_model_name(model_name)
+
+
 def convert_hf_model_config(model_name: str, **kwargs: Any) -> dict[str, Any]:
     """The fields of a config for a model folder, a GGUF file, or the name or alias of a model on the hub.
 
@@ -144,13 +150,17 @@ def _folded(fields: dict[str, Any]) -> str | None:
     return kind
 
 
-def _checkpoint(name: str, index: int | None, value: int | None, **kwargs: Any) -> dict[str, Any]:
+def checkpoint_of(name: str, index: int | None, value: int | None, **kwargs: Any) -> dict[str, Any]:
+    """Internal: the fields of a config that say which checkpoint a model is, chosen by its index or by its label."""
     if index is None and value is None:
         return {"from_checkpoint": False}
     labels, kind = get_checkpoint_labels(name, **kwargs)
+    there = f"there are {len(labels)} from {labels[0]} on"
     if index is None:
-        assert value in labels, f"{name} has no checkpoint {value}; there are {len(labels)} from {labels[0]} on"
+        assert value in labels, f"{name} has no checkpoint {value}; {there}"
         index = labels.index(value)
+    elif not -len(labels) <= index < len(labels):
+        raise IndexError(f"{name} has no checkpoint at index {index}; {there}")
     found = {"checkpoint_index": index, "checkpoint_value": labels[index], "checkpoint_label_type": kind}
     return {"from_checkpoint": True, **found}
 
@@ -189,7 +199,7 @@ def get_pretrained_model_config(
     fields |= {"device": device, "dtype": dtype, "n_devices": n_devices}
     if fold_ln:
         fields["normalization_type"] = _folded(fields)
-    fields |= _checkpoint(name, checkpoint_index, checkpoint_value, **kwargs)
+    fields |= checkpoint_of(name, checkpoint_index, checkpoint_value, **kwargs)
     if default_prepend_bos is not None:
         fields["default_prepend_bos"] = default_prepend_bos
     if hf_cfg is not None:
