@@ -62,6 +62,9 @@ InUse::InUse(Family& family) : family_(family) {
         "its own (of the same model)");
   family.use.thread = std::this_thread::get_id();
   ++family.use.depth;
+  if (!c10::InferenceMode::is_enabled()) return;
+  no_inference_.emplace(false);
+  no_grad_.emplace();
 }
 
 InUse::~InUse() {

@@ -1,6 +1,9 @@
 #pragma once
 // Internal to trace/: what a trace and its forks share.
 
+#include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
+
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -66,7 +69,9 @@ struct Family {
   void drop(const std::vector<Entry>& entries);
 };
 
-/// A thread inside a family; `OrderError` where another one is. Traces may end on any thread at any time.
+/// A thread inside a family; `OrderError` where another one is. Traces may end on any thread at any time. Values are
+/// made as ordinary tensors, without a graph where the thread is in inference mode: what is made in that mode counts no
+/// changes, and stays what it is outside of it.
 class InUse {
  public:
   explicit InUse(Family& family);
@@ -76,6 +81,8 @@ class InUse {
 
  private:
   Family& family_;
+  std::optional<c10::InferenceMode> no_inference_;
+  std::optional<at::NoGradGuard> no_grad_;
 };
 
 }  // namespace glassformer

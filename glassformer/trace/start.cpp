@@ -53,6 +53,7 @@ std::unique_ptr<TraceState> TraceState::started(std::shared_ptr<const Model> mod
 
   auto state = std::make_unique<TraceState>();
   state->family = std::make_shared<Family>(std::move(model), batch, std::move(begin));
+  const InUse in_use(*state->family);
   state->length = n_past;
   const at::Tensor value = state->as_given(given);
   Family& family = *state->family;

@@ -142,7 +142,8 @@ class Reader {
         values_(watch.cast<Watch*>()),
         core_(trace.cast<Trace*>()) {}
   // The node's value as a tensor of the class `kind`, watched. Its `_origin` says where it comes from: what the reader
-  // was told, the node, and, where the value is a copy, what it is a copy of, that one's version and the trace.
+  // was told, the node, and, where the value is a copy, what it is a copy of, that one's version and, on a
+  // graph, the trace.
   py::object read(const py::str& node, const py::type& kind, bool by_head) {
     values_->collect();
     Py_ssize_t size = 0;
@@ -152,7 +153,8 @@ class Reader {
     auto* const type = reinterpret_cast<PyTypeObject*>(kind.ptr());
     const auto made = py::reinterpret_steal<py::object>(THPVariable_Wrap(value, type));
     py::tuple origin = py::make_tuple(told_, node);
-    if (source.defined()) origin = py::make_tuple(told_, node, source, source._version(), trace_);
+    if (source.defined() && !source.requires_grad()) origin = py::make_tuple(told_, node, source, source._version());
+    if (source.requires_grad()) origin = py::make_tuple(told_, node, source, source._version(), trace_);
     if (PyObject_SetAttr(made.ptr(), origin_name_.ptr(), origin.ptr()) != 0) throw py::error_already_set();
     if (source.defined()) values_->add(value);
     return made;

@@ -146,8 +146,9 @@ class Run:
     # --- events
 
     def _way_in(self, path: str) -> Callable[..., Any]:
-        def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self._is_mine():
+        # torch leaves out the keywords of a hook that another thread, whose own it is, takes away meanwhile.
+        def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+            if kwargs is None or not self._is_mine():
                 return None
             number = self._number
             event, is_known = self._arrive(Place(path, self._calls[path], "inputs"), (args, kwargs))
@@ -179,7 +180,7 @@ class Run:
         return enter
 
     def _way_out(self, path: str) -> Callable[..., Any]:
-        def leave(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        def leave(module: torch.nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
             if not self._is_mine():
                 return None
             while self._stack[-1].module is not module:  # Its caller has caught an exception of its.

@@ -11,6 +11,7 @@ import torch
 
 from glassformer import _core
 from glassformer.nnsight import _open
+from glassformer.nnsight.outputs import ModuleOutput, Output
 
 Value = TypeVar("Value")
 
@@ -20,8 +21,9 @@ _TYPES = (*_NUMBERS, *_SEQUENCES, dict, defaultdict, OrderedDict, torch.Size, to
 
 
 def save(value: Value) -> Value:
-    """The value itself: what a trace gives outlives it without being saved."""
-    return value
+    """The value itself: what a trace gives outlives it without being saved. What a module or a model returned is as it
+    is now, and keeps nothing else of its trace."""
+    return value.save() if isinstance(value, ModuleOutput | Output) else value
 
 
 class SavedList(list[Any]):

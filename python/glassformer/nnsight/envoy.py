@@ -148,8 +148,13 @@ class Envoy:
             raise _core.InputError(
                 f"{self.path}.{name} is a module; to set what it returns, set {self.path}.{name}.output"
             )
-        else:
+        elif self.parent is None or name.startswith("_") or isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
+        else:  # It would be lost, as a misspelt `output` or a weight would.
+            raise _core.InputError(
+                f"{self.path} has no {name!r} that can be set; its values are output, input and inputs, and torch "
+                "modules can be put into it"
+            )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._children, *self._aliases]

@@ -105,7 +105,7 @@ class LanguageModel(EngineEnvoy):
         parent_path, _, name = info.path.rpartition(".")
         parent = self.get(parent_path)
         child = EngineEnvoy(f"{parent.path}.{name}", parent)
-        child.place = place
+        child.__dict__["place"] = place
         parent._add(name, child)
 
     # --- running

@@ -39,6 +39,8 @@ def read_prompts(model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> 
             del given[name]
         mask, positions, labels = (given.pop(name, None) for name in ("attention_mask", "position_ids", "labels"))
         named = given.pop("input_ids", None)
+        if inputs and named is not None:
+            raise _core.InputError("expected one input; found one and input_ids=")
     source = inputs[0] if inputs else named
     if not isinstance(source, torch.Tensor) and (isinstance(source, Mapping) or hasattr(source, "input_ids")):
         fields = dict(source)
@@ -71,12 +73,18 @@ def _prompts(model: Any, source: Any, mask: Any, positions: Any, labels: Any) ->
         raise _core.ShapeError(
             f"labels: expected batch={len(rows)} pos={max(len(row) for row in rows)}; found {list(labels.shape)}"
         )
-    if mask is None or bool((kept := _rectangle(mask).bool()).all()):
-        prompts.positions, prompts.labels = positions, labels
+    prompts.positions, prompts.labels = positions, labels
+    if mask is None:
         return prompts
+    kept = _rectangle(mask)
     padded = torch.stack(rows) if len({len(row) for row in rows}) == 1 else None
     if padded is None or kept.shape != padded.shape:
         raise _core.ShapeError(f"attention_mask: expected batch pos as input_ids have; found {list(kept.shape)}")
+    if not bool(((kept == 0) | (kept == 1)).all()) or not bool(kept.bool().any(-1).all()):
+        raise _core.InputError("attention_mask: expected 1 at tokens and 0 at padding, and a token in every row")
+    kept = kept.bool()
+    if bool(kept.all()):
+        return prompts
     return Prompts(
         [row[keep] for row, keep in zip(padded, kept, strict=True)],
         None,
@@ -102,7 +110,8 @@ def _rows(model: Any, source: Any) -> list[torch.Tensor]:
         return [_encoded(model, source)]
     if isinstance(source, list | tuple) and source and all(isinstance(text, str) for text in source):
         return [_encoded(model, text) for text in source]
-    if isinstance(source, int | float | bool) or not (hasattr(source, "__iter__") or hasattr(source, "ndim")):
+    single = int | float | bool | bytes | bytearray
+    if isinstance(source, single) or not (hasattr(source, "__iter__") or hasattr(source, "ndim")):
         raise _core.InputError(f"expected a text, a list of texts, or token ids; found {type(source).__name__}")
     return token_rows(source)
 

@@ -92,11 +92,10 @@ class NodeValue(TracedTensor, LiveTensor):
     @cached_property
     def pieces(self) -> Pieces:
         """What it was put together from; of a value of a single node found out when it is first asked for."""
-        (watch, _, padding, scope), node, *copied = self._origin
+        (watch, trace, padding, scope), node, *copied = self._origin
         parts = []
-        if copied:
-            source, version, core = copied
-            parts = [LivePart(source, ..., core, node, version)]
+        if copied and (core := trace()) is not None:
+            parts = [LivePart(copied[0], ..., core, node, copied[1])]
         return Pieces(parts, watch, padding, (scope, (node,), 0), None)
 
     @cached_property
@@ -207,7 +206,11 @@ class TokenIndexer:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         tensor, _ = self._counted()
-        tensor[self._places(index)[0]] = value
+        places, is_view = self._places(index)
+        parts = value.pieces.parts if isinstance(value, NodeValue) else ()
+        if not is_view and any(isinstance(part, _TokensOf) and part.is_at(tensor, places) for part in parts):
+            return  # It was changed in place, which counts already, and is put back: `x.t[0] += 1`.
+        tensor[places] = value
 
 
 def places_of_tokens(width: int, padding: Sequence[int], index: Any) -> tuple[Any, bool]:
@@ -231,7 +234,9 @@ def _tokens(index: Any, n_tokens: int, row: int) -> Any:
         return list(range(*index.indices(n_tokens)))
     if hasattr(index, "tolist"):
         index = index.tolist()
-    listed = [index] if isinstance(index, int) else list(index)
+    listed = list(index) if isinstance(index, list | tuple | range) else [index]
+    if not all(type(token) is int for token in listed):
+        raise _core.InputError(f"token[…] takes a number, a list of numbers or a slice; found {index!r}")
     for token in listed:
         if not -n_tokens <= token < n_tokens:
             raise _core.InputError(f"token {token}: sequence {row} has {n_tokens} tokens")
@@ -317,9 +322,19 @@ class _TokensOf(Part):
         return source[self.places]
 
     def replace(self, numbers: torch.Tensor, mask: torch.Tensor | None) -> None:
+        source = self.source
         if mask is not None:
-            numbers = torch.where(mask, numbers, plain(self.source)[self.places])
-        self.source[self.places] = numbers
+            source[self.places] = torch.where(mask, numbers, plain(source)[self.places])
+        elif not torch.equal(plain(source)[self.places], numbers):
+            with torch.set_grad_enabled(numbers.requires_grad or source.requires_grad):
+                source.index_put_(self.places, numbers)  # In place: it belongs to what was there.
+            if source.pieces.parts and source.pieces.watch is not None:
+                source.pieces.watch.settle(source)
+                source.pieces.push(source)
+
+    def is_at(self, source: torch.Tensor, places: Any) -> bool:
+        """Whether these are the tokens at some places of a value."""
+        return self.source is source and all(map(torch.equal, self.places, places))
 
     def replace_gradient(self, numbers: torch.Tensor, backward: gradients.Backward) -> None:
         whole = backward.gradient(self.source)

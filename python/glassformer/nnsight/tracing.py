@@ -86,6 +86,8 @@ class EngineScope:
         """Goes some steps on. `UnavailableError` where the run ends before."""
         scope = self._innermost()
         step = scope.step + steps
+        if step < 0:
+            raise _core.InputError(f"tracer.next({steps}): there is no step before step 0")
         if not scope.go_to(step):
             raise _core.UnavailableError(f"tracer.next(): the run ended before step {step}")
         scope.end_loop()
@@ -255,8 +257,10 @@ class EngineScope:
 
     def _first_argument(self, envoy: EngineEnvoy, value: Any) -> Any:
         """Of arguments that are put in place the one that can be: the others must be those that are there."""
-        args, kwargs = value
-        kwargs = dict(kwargs)
+        given = value if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
+        if not isinstance(given[0], tuple | list) or not isinstance(given[1], dict):
+            raise _core.InputError(f"{envoy.path}.inputs: expected ((value,), {{…}}); found {type(value).__name__}")
+        args, kwargs = given[0], dict(given[1])
         handed = self._handed_arguments.get(envoy.path, {})
         named = [kwargs.pop(name) for name in FIRST_ARGUMENT if name in kwargs]
         first = [*args, *named]
@@ -462,6 +466,9 @@ class Tracer(EngineScope):
                 self._close()
         finally:
             self.is_open = False
+            for value in self.watch.values():
+                if not value.requires_grad and "pieces" in value.__dict__:
+                    value.pieces.parts = ()  # They would keep the trace; gradients alone need them.
             self.watch.close()
             for trace in self.traces:
                 trace.core.let_go() if error is None or stopped else None
