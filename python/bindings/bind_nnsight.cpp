@@ -152,9 +152,13 @@ class Reader {
     const auto [value, source] = for_user(*core_, {name, static_cast<size_t>(size)}, by_head);
     auto* const type = reinterpret_cast<PyTypeObject*>(kind.ptr());
     const auto made = py::reinterpret_steal<py::object>(THPVariable_Wrap(value, type));
+    if (Py_TYPE(made.ptr()) != type) made.attr("__class__") = kind;  // Python had it already.
     py::tuple origin = py::make_tuple(told_, node);
-    if (source.defined() && !source.requires_grad()) origin = py::make_tuple(told_, node, source, source._version());
-    if (source.requires_grad()) origin = py::make_tuple(told_, node, source, source._version(), trace_);
+    if (source.requires_grad()) {
+      origin = py::make_tuple(told_, node, source, source._version(), trace_);
+    } else if (source.defined()) {
+      origin = py::make_tuple(told_, node, source, source._version());
+    }
     if (PyObject_SetAttr(made.ptr(), origin_name_.ptr(), origin.ptr()) != 0) throw py::error_already_set();
     if (source.defined()) values_->add(value);
     return made;

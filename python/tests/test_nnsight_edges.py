@@ -119,5 +119,14 @@ def test_what_is_misspelt_is_not_set(model):
                 setattr(model.transformer.h[1], name, hidden)
         model.transformer.h[1].output = hidden
         assert same(model.transformer.h[1].output[0][0, 3], hidden[0, 0])
+    before = model.transformer.h[1].ln_1.weight.detach().clone()
+    with torch.no_grad():
+        model.transformer.h[1].ln_1.weight += 1
+    assert same(model.engine.weights["blocks.1.ln1.weight"], before + 1)
+    model.transformer.h[1].probe = torch.nn.Linear(24, 2)
+    model.transformer.h[1].probe.bias = made = torch.nn.Parameter(torch.ones(2))
+    assert model.transformer.h[1].probe._module.bias is made
+    with pytest.raises(glassformer.InputError, match="probe has no 'bais'"):
+        model.transformer.h[1].probe.bais = made
     model.note = "kept"  # A model may carry things of its user's.
     assert model.note == "kept"

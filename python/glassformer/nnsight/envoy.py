@@ -150,11 +150,18 @@ class Envoy:
             )
         elif self.parent is None or name.startswith("_") or isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
-        else:  # It would be lost, as a misspelt `output` or a weight would.
-            raise _core.InputError(
-                f"{self.path} has no {name!r} that can be set; its values are output, input and inputs, and torch "
-                "modules can be put into it"
-            )
+        elif getattr(self._module, name, None) is not value:  # `weight += 1` puts back what it has changed.
+            self._set_other(name, value)
+
+    def _set_other(self, name: str, value: Any) -> None:
+        """Sets an attribute of the torch module; `InputError` for one that it hasn't, which would be lost."""
+        if hasattr(self._module, name):
+            setattr(self._module, name, value)
+            return
+        raise _core.InputError(
+            f"{self.path} has no {name!r} that can be set; its values are output, input and inputs, and torch modules "
+            "can be put into it"
+        )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._children, *self._aliases]
@@ -175,7 +182,7 @@ class Envoy:
             return self.children[key]
         if isinstance(key, str):
             return self.get(key)
-        listed = self.children
+        listed = list(self._children.values())
         if not -len(listed) <= key < len(listed):
             raise IndexError(f"{self.path} has {len(listed)} modules; found index {key}")
         return listed[key]

@@ -11,7 +11,7 @@ import torch
 from glassformer import _core
 from glassformer.nnsight import _open
 from glassformer.nnsight.envoy import Envoy
-from glassformer.nnsight.outputs import Output
+from glassformer.nnsight.outputs import ModuleOutput, Output
 from glassformer.nnsight.source import Source, trace_for
 from glassformer.nnsight.tensors import InputValue, NodeValue
 
@@ -72,9 +72,12 @@ class EngineEnvoy(Envoy):
     @property
     def output(self) -> Any:
         """What the module returns."""
-        scope, node = _open.current(self.root), self.place.output_node
-        if node is not None and scope is not None and (reader := getattr(scope, "reader", None)) is not None:
-            return reader.read(node, NodeValue)
+        scope, place = _open.current(self.root), self.place
+        if scope is not None and (reader := getattr(scope, "reader", None)) is not None:
+            if place.output_node is not None:
+                return reader.read(place.output_node, NodeValue)
+            if place.returns == "tuple":
+                return ModuleOutput(scope, place.outputs, 0)
         return (self._scope("output") if scope is None else scope).read(self, "output")
 
     @output.setter
@@ -96,6 +99,12 @@ class EngineEnvoy(Envoy):
     @property
     def _module(self) -> torch.nn.Module:
         return self.root.torch_module(self)
+
+    def _set_other(self, name: str, value: Any) -> None:
+        raise _core.InputError(
+            f"{self.path} has no {name!r} that can be set; its values are output, input and inputs, torch modules can "
+            "be put into it, and weights can be changed in place"
+        )
 
     def _adopt(self, name: str, module: torch.nn.Module) -> Envoy:
         from glassformer.nnsight.own_modules import OwnEnvoy

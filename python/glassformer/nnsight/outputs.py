@@ -23,20 +23,20 @@ class ModuleOutput(tuple):
     ordinary tuples of ordinary tensors.
     """
 
-    _scope: Callable[[], Any]
+    _scope: Any
     _outputs: tuple[tuple[str, ...], ...]
     _step: int
     _saved: list[Any] | None
 
     def __new__(cls, scope: Any, outputs: tuple[tuple[str, ...], ...], step: int) -> ModuleOutput:
         made = super().__new__(cls)
-        made._scope, made._outputs, made._step, made._saved = (lambda: scope), outputs, step, None
+        made._scope, made._outputs, made._step, made._saved = scope, outputs, step, None
         return made
 
     def _read(self, index: int) -> Any:
         if self._saved is not None:
             return self._saved[index]
-        return self._scope().read_nodes(self._outputs[index], self._step)
+        return self._scope.read_nodes(self._outputs[index], self._step)
 
     def __len__(self) -> int:
         return len(self._outputs)
@@ -59,7 +59,7 @@ class ModuleOutput(tuple):
             hidden[index] = value
 
     def _put(self, index: int, value: Any) -> None:
-        scope = self._scope()
+        scope = self._scope if self._saved is None else self._scope()
         if scope is None:
             raise _core.UnavailableError("the trace is closed: values can be set inside its `with` block only")
         scope.write_nodes(self._outputs[index], self._step, value)
@@ -75,7 +75,7 @@ class ModuleOutput(tuple):
         """The tuple itself, with its entries as they are now. It keeps nothing else of its trace."""
         if self._saved is None:
             self._saved = list(self)
-            self._scope = weakref.ref(self._scope())
+            self._scope = weakref.ref(self._scope)
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:

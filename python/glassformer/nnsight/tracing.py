@@ -48,7 +48,7 @@ class EngineScope:
 
     def _open_reader(self) -> None:
         """Looks whether there is a single trace, at its only step, which values can be read of as they are."""
-        tracer = self.tracer
+        tracer: Any = self if self._tracer is None else self._tracer
         rows = tracer.rows if self._own_rows is None else self._own_rows
         self.reader = None
         if len(rows) == 1 and len(rows[0].runs) == 1 and tracer.options is None:
@@ -470,16 +470,19 @@ class Tracer(EngineScope):
                 if not value.requires_grad and "pieces" in value.__dict__:
                     value.pieces.parts = ()  # They would keep the trace; gradients alone need them.
             self.watch.close()
-            for trace in self.traces:
-                trace.core.let_go() if error is None or stopped else None
+            if error is None or stopped:
+                for rows in self.rows:
+                    for run in rows.runs:
+                        run.trace.core.let_go()
         return stopped
 
     def _close(self) -> None:
         self.watch.collect()
         if "own_calls" in self.__dict__ and self.own_calls.replayed is not None:
             self.own_calls.replayed.check_unchanged()
-        for trace in self.traces:
-            trace.core.collect()
+        for rows in self.rows:
+            for run in rows.runs:
+                run.trace.core.collect()
         while self.caches:
             self.caches.pop().close()
 
