@@ -467,7 +467,7 @@ class Tracer(EngineScope):
         finally:
             self.is_open = False
             for value in self.watch.values():
-                if not value.requires_grad and "pieces" in value.__dict__:
+                if "pieces" in value.__dict__ and not value.requires_grad:
                     value.pieces.parts = ()  # They would keep the trace; gradients alone need them.
             self.watch.close()
             if error is None or stopped:
