@@ -1,5 +1,6 @@
 """What is at the edges of a trace: inference mode, what values keep, inputs and indices that are none."""
 
+import contextvars
 import gc
 import weakref
 
@@ -130,3 +131,14 @@ def test_what_is_misspelt_is_not_set(model):
         model.transformer.h[1].probe.bais = made
     model.note = "kept"  # A model may carry things of its user's.
     assert model.note == "kept"
+
+
+def test_a_trace_that_is_left_in_another_context(model):
+    tracer = model.trace(PROMPT)
+    tracer.__enter__()
+    hidden = model.transformer.h[1].output[0]
+    contextvars.Context().run(tracer.__exit__, None, None, None)
+    assert not tracer.is_open and same(hidden, truth(PROMPT)[0][1])
+    tracer.__exit__(None, None, None)
+    with pytest.raises(glassformer.UnavailableError, match="none of this model is open"):
+        _ = model.lm_head.output

@@ -29,33 +29,34 @@ class Scope(Protocol):
         """Runs the module on something else; `watched`: its own `.input` and `.output` are those of this call."""
 
 
-_scopes: ContextVar[tuple[Scope, ...]] = ContextVar("glassformer_nnsight_scopes", default=())
+scopes: ContextVar[tuple[Any, ...]] = ContextVar("glassformer_nnsight_scopes", default=())
 
 
 def enter(scope: Scope) -> None:
     """Makes a scope the innermost one."""
-    _scopes.set((*_scopes.get(), scope))
+    scopes.set((*scopes.get(), scope))
 
 
 def leave(scope: Scope) -> None:
     """Drops a scope, wherever it stands."""
-    scopes = _scopes.get()
-    _scopes.set(scopes[:-1] if scopes[-1] is scope else tuple(each for each in scopes if each is not scope))
+    there = scopes.get()
+    is_innermost = bool(there) and there[-1] is scope
+    scopes.set(there[:-1] if is_innermost else tuple(each for each in there if each is not scope))
 
 
 def is_open() -> bool:
     """Whether any trace is open here."""
-    return bool(_scopes.get())
+    return bool(scopes.get())
 
 
 def watches() -> list[Any]:
     """What watches the values of the traces that are open here."""
-    return [scope.watch for scope in _scopes.get() if hasattr(scope, "watch")]
+    return [scope.watch for scope in scopes.get() if hasattr(scope, "watch")]
 
 
 def current(root: Any) -> Scope | None:
     """The innermost open scope of a model, or None."""
-    for scope in reversed(_scopes.get()):
+    for scope in reversed(scopes.get()):
         if scope.root is root:
             return scope
     return None

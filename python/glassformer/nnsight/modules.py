@@ -72,13 +72,14 @@ class EngineEnvoy(Envoy):
     @property
     def output(self) -> Any:
         """What the module returns."""
-        scope, place = _open.current(self.root), self.place
-        if scope is not None and (reader := getattr(scope, "reader", None)) is not None:
+        scopes = _open.scopes.get()
+        if scopes and (scope := scopes[-1]).root is self.root and scope.reader is not None:
+            place = self.place
             if place.output_node is not None:
-                return reader.read(place.output_node, NodeValue)
+                return scope.reader.read(place.output_node, NodeValue)
             if place.returns == "tuple":
                 return ModuleOutput(scope, place.outputs, 0)
-        return (self._scope("output") if scope is None else scope).read(self, "output")
+        return self._scope("output").read(self, "output")
 
     @output.setter
     def output(self, value: Any) -> None:
@@ -87,10 +88,10 @@ class EngineEnvoy(Envoy):
     @property
     def input(self) -> Any:
         """The module's first argument."""
-        scope, node = _open.current(self.root), self.place.input_node
-        if node is not None and scope is not None and (reader := getattr(scope, "reader", None)) is not None:
-            return reader.read(node, InputValue)
-        return (self._scope("input") if scope is None else scope).read(self, "input")
+        scopes, node = _open.scopes.get(), self.place.input_node
+        if node is not None and scopes and (scope := scopes[-1]).root is self.root and scope.reader is not None:
+            return scope.reader.read(node, InputValue)
+        return self._scope("input").read(self, "input")
 
     @input.setter
     def input(self, value: Any) -> None:
