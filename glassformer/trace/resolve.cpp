@@ -461,7 +461,7 @@ bool has_graph(const TraceState& trace, NodeId node) {
 at::Tensor recorded(TraceState& trace, NodeId node, const Positions& positions) {
   if (trace.in_hook < 0) trace.tape.renew(trace.begin(), node);
   const Taped& taped = trace.tape.values.at(node);
-  const at::Tensor value = trace.in_hook < 0 ? taped.given : lazy_clone(taped.used);
+  at::Tensor value = trace.in_hook < 0 ? taped.given : lazy_clone(taped.used);
   if (value.requires_grad()) value.retain_grad();  // It doesn't where numbers without a graph replace all of it.
   if (!positions) return value;
   return at_rows(trace, trace.graph().node(node), value, trace.rows_of(node, positions));

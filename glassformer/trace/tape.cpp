@@ -403,7 +403,7 @@ class Recorder {
     const std::shared_ptr<const Model> model = trace.family->model;
     value.register_hook([model, id, edit, length = trace.length](const at::Tensor& gradient) {
       const Node& node = model->graph().node(id);
-      const at::Tensor given = gradient.clone();
+      at::Tensor given = gradient.clone();
       const at::Tensor changed = edit->gradient(given, HookCall(node, 0, 0, length, nullptr));
       if (!changed.defined()) return given;
       if (changed.sizes() != gradient.sizes())
