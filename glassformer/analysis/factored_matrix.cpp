@@ -14,6 +14,7 @@
 #include <mutex>
 
 #include "glassformer/base/errors.h"
+#include "glassformer/graph/changes.h"
 #include "glassformer/graph/node.h"
 
 namespace glassformer {
@@ -81,9 +82,6 @@ Reduced reduced(const at::Tensor& factor) {
 
 at::Tensor frobenius(const at::Tensor& matrix) { return matrix.norm(2, at::IntArrayRef{-2, -1}); }
 
-// How often a tensor was changed in place; inference tensors don't count.
-int64_t version(const at::Tensor& tensor) { return tensor.is_inference() ? 0 : tensor._version(); }
-
 }  // namespace
 
 struct FactoredMatrix::Memory {
@@ -93,7 +91,7 @@ struct FactoredMatrix::Memory {
 
   bool serves(const at::Tensor& a, const at::Tensor& b) const {
     const bool graph = at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
-    return values.S.defined() && a_version == version(a) && b_version == version(b) &&
+    return values.S.defined() && a_version == changes_of(a) && b_version == changes_of(b) &&
            (!graph || values.S.requires_grad()) && values.S.is_inference() == c10::InferenceMode::is_enabled();
   }
 };
@@ -164,8 +162,8 @@ SingularValues FactoredMatrix::svd() const {
     const Reduced of_a = reduced(a_), of_b = reduced(b_.mT());
     const auto [u, s, vh] = at::linalg_svd(at::matmul(of_a.rest, of_b.rest.mT()), false);
     memory_->values = {of_a.restored(u), s, of_b.restored(vh.mT())};
-    memory_->a_version = version(a_);
-    memory_->b_version = version(b_);
+    memory_->a_version = changes_of(a_);
+    memory_->b_version = changes_of(b_);
   }
   return memory_->values;
 }

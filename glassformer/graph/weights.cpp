@@ -11,6 +11,7 @@
 #include <set>
 
 #include "glassformer/base/errors.h"
+#include "glassformer/graph/changes.h"
 #include "glassformer/graph/node.h"
 #include "glassformer/io/model_files.h"
 #include "glassformer/io/quantised.h"
@@ -43,12 +44,6 @@ struct Weights::Slot {
 };
 
 namespace {
-
-// Inference tensors count nothing.
-int64_t version_of(const at::Tensor& tensor) {
-  const c10::VariableVersion& version = tensor.unsafeGetTensorImpl()->version_counter();
-  return version.enabled() ? version.current_version() : 0;
-}
 
 // In a caller's inference mode a tensor would count no versions, and refuse to be changed outside.
 at::Tensor with_version(const std::function<at::Tensor()>& load) {
@@ -177,7 +172,7 @@ bool may_be_tied(const WeightSpec& spec, const ModelConfig& config) {
 
 void Weights::Slot::put(at::Tensor tensor) {
   value = std::move(tensor);
-  first_version = version_of(value);
+  first_version = changes_of(value);
   load = nullptr;
   loaded = true;
 }
@@ -384,7 +379,7 @@ bool Weights::any_requires_grad() const {
 int64_t Weights::changes(WeightId id) const {
   const Slot& slot = *slots_[static_cast<size_t>(id)];
   if (slot.same_as >= 0) return changes(slot.same_as);
-  return slot.loaded ? version_of(slot.value) - slot.first_version : 0;
+  return slot.loaded ? changes_of(slot.value) - slot.first_version : 0;
 }
 
 WeightId Weights::find(const std::string& name) const {

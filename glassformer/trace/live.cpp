@@ -11,30 +11,24 @@
 #include <algorithm>
 
 #include "glassformer/base/errors.h"
+#include "glassformer/graph/changes.h"
 #include "glassformer/trace/state.h"
 
 namespace glassformer {
 
-namespace {
-
-// Of inference tensors torch counts no changes.
-int64_t version_of(const at::Tensor& tensor) { return tensor.is_inference() ? 0 : tensor._version(); }
-
-}  // namespace
-
 void LiveValue::settle() {
-  version = version_of(held);
+  version = changes_of(held);
   baseline = lazy_clone_detached(held);
 }
 
 bool LiveValue::has_changed() {
   // Torch counts its own writes, and a write of any kind ends the sharing of memory.
   const bool shared = c10::impl::cow::is_cow_data_ptr(held.storage().data_ptr());
-  if (shared && version == version_of(held)) return false;
+  if (shared && version == changes_of(held)) return false;
   const at::Tensor now = held.detach();
   if (now.sizes() != baseline.sizes() || now.scalar_type() != baseline.scalar_type()) return true;
   if (now.numel() > 0 && first_difference(now, baseline, RowSet(0, now.size(0)), 0) >= 0) return true;
-  version = version_of(held);
+  version = changes_of(held);
   return false;
 }
 

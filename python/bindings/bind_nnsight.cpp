@@ -146,10 +146,7 @@ class Reader {
   // graph, the trace.
   py::object read(const py::str& node, const py::type& kind, bool by_head) {
     values_->collect();
-    Py_ssize_t size = 0;
-    const char* const name = PyUnicode_AsUTF8AndSize(node.ptr(), &size);
-    if (name == nullptr) throw py::error_already_set();
-    const auto [value, source] = for_user(*core_, {name, static_cast<size_t>(size)}, by_head);
+    const auto [value, source] = for_user(*core_, node.cast<std::string_view>(), by_head);
     auto* const type = reinterpret_cast<PyTypeObject*>(kind.ptr());
     const auto made = py::reinterpret_steal<py::object>(THPVariable_Wrap(value, type));
     if (Py_TYPE(made.ptr()) != type) made.attr("__class__") = kind;  // Python had it already.

@@ -142,3 +142,6 @@ def test_a_trace_that_is_left_in_another_context(model):
     tracer.__exit__(None, None, None)
     with pytest.raises(glassformer.UnavailableError, match="none of this model is open"):
         _ = model.lm_head.output
+    with model.trace(PROMPT):
+        assert [1].save() == [1]
+    assert not hasattr([], "save")

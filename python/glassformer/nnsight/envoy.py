@@ -182,7 +182,7 @@ class Envoy:
             return self.children[key]
         if isinstance(key, str):
             return self.get(key)
-        listed = list(self._children.values())
+        listed = self.children
         if not -len(listed) <= key < len(listed):
             raise IndexError(f"{self.path} has {len(listed)} modules; found index {key}")
         return listed[key]

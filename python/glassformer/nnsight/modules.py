@@ -69,7 +69,7 @@ class EngineEnvoy(Envoy):
 
     # What is read most often, in as few steps as Python can take; everything else goes the way of every envoy.
 
-    @property
+    @Envoy.output.getter
     def output(self) -> Any:
         """What the module returns."""
         scopes = _open.scopes.get()
@@ -81,21 +81,13 @@ class EngineEnvoy(Envoy):
                 return ModuleOutput(scope, place.outputs, 0)
         return self._scope("output").read(self, "output")
 
-    @output.setter
-    def output(self, value: Any) -> None:
-        self._scope("output").write(self, "output", value)
-
-    @property
+    @Envoy.input.getter
     def input(self) -> Any:
         """The module's first argument."""
         scopes, node = _open.scopes.get(), self.place.input_node
         if node is not None and scopes and (scope := scopes[-1]).root is self.root and scope.reader is not None:
             return scope.reader.read(node, InputValue)
         return self._scope("input").read(self, "input")
-
-    @input.setter
-    def input(self, value: Any) -> None:
-        self._scope("input").write(self, "input", value)
 
     @property
     def _module(self) -> torch.nn.Module:

@@ -46,7 +46,7 @@ class ModuleOutput(tuple):
 
     def __getitem__(self, index: Any) -> Any:
         if type(index) is int:
-            return self._read(index and self._checked(index))
+            return self._read(self._checked(index))
         if isinstance(index, slice):
             return tuple(self._read(each) for each in range(*index.indices(len(self))))
         return self._read(0)[index]

@@ -42,8 +42,6 @@ def read_prompts(model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> 
         if inputs and named is not None:
             raise _core.InputError("expected one input; found one and input_ids=")
     source = inputs[0] if inputs else named
-    if mask is None and positions is None and labels is None and type(source) is torch.Tensor and _is_batch(source):
-        return Prompts(whole=source)
     if not isinstance(source, torch.Tensor) and (isinstance(source, Mapping) or hasattr(source, "input_ids")):
         fields = dict(source)
         unknown = set(fields) - {"input_ids", "attention_mask", "position_ids", "labels", "token_type_ids"}
@@ -59,12 +57,8 @@ def read_prompts(model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> 
     return _prompts(model, source, mask, positions, labels)
 
 
-def _is_batch(source: torch.Tensor) -> bool:
-    return source.ndim == 2 and source.dtype == torch.int64 and source.shape[0] > 0
-
-
 def _prompts(model: Any, source: Any, mask: Any, positions: Any, labels: Any) -> Prompts:
-    if isinstance(source, torch.Tensor) and _is_batch(source):
+    if isinstance(source, torch.Tensor) and source.ndim == 2 and source.dtype == torch.int64 and source.shape[0] > 0:
         prompts = Prompts(whole=source.detach())
     else:
         prompts = Prompts(_rows(model, source))

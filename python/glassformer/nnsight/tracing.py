@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from glassformer.nnsight import _open, _save, values
 from glassformer.nnsight.cache import Cache, CacheView
 from glassformer.nnsight.modules import FIRST_ARGUMENT, EngineEnvoy
 from glassformer.nnsight.outputs import ModuleOutput, Output, first_of
-from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy
+from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy, is_below
 from glassformer.nnsight.prompts import read_prompts
 from glassformer.nnsight.runs import GenerationOptions, Guard, Rows, Run, generated_ids, step_is_over
 from glassformer.nnsight.steps import StepChooser, Steps
@@ -111,7 +110,7 @@ class EngineScope:
             return self.step
         path, ahead = envoy.path, 0
         for start, steps in self._ahead.items():
-            if path == start or path.startswith(start + "."):
+            if is_below(path, start):
                 ahead = max(ahead, steps)
         step = self.step + ahead
         if ahead and not _advance(self._rows(), step):
@@ -176,8 +175,6 @@ class EngineScope:
 
     def read(self, envoy: EngineEnvoy, what: str) -> Any:
         """A module's input, inputs or output."""
-        if what == "output" and type(envoy) is EngineEnvoy:
-            return self._output(envoy)
         if isinstance(envoy, OwnEnvoy):
             return self.tracer.own_value(self, envoy, what)
         if not isinstance(envoy, EngineEnvoy):
@@ -214,7 +211,7 @@ class EngineScope:
         return traced(envoy.run(args, kwargs), (*args, *kwargs.values()))
 
     def _output(self, envoy: EngineEnvoy) -> Any:
-        place, step = envoy.place, self.step_of(envoy) if self._ahead else self.step
+        place, step = envoy.place, self.step_of(envoy)
         if not place.outputs:
             raise _core.UnavailableError(f"{envoy.path} is a list of modules: it returns nothing; take one of them")
         if place.returns == "tensor":
@@ -388,11 +385,6 @@ class Tracer(EngineScope):
 
     invoke_kind: type[Invoke] = Invoke
 
-    @cached_property
-    def own_calls(self) -> OwnCalls:
-        """What modules of the user's own were given and returned."""
-        return OwnCalls()
-
     def __init__(
         self,
         model: Any,
@@ -405,6 +397,7 @@ class Tracer(EngineScope):
         self.options = options
         self.rows: list[Rows] = []
         self.watch = _core.Watch()
+        self.own_calls = OwnCalls()
         self.caches: list[Cache] = []
         self.edits: tuple[Any, ...] = model.edits if edited else ()
         self.is_open = False
@@ -458,6 +451,8 @@ class Tracer(EngineScope):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
         _open.leave(self)
+        if not self.is_open:
+            return False  # It was left before, in another context.
         _save.unmount()
         self.reader = None
         stopped = isinstance(error, _Stop)
@@ -471,18 +466,16 @@ class Tracer(EngineScope):
                     value.pieces.parts = ()  # They would keep the trace; gradients alone need them.
             self.watch.close()
             if error is None or stopped:
-                for rows in self.rows:
-                    for run in rows.runs:
-                        run.trace.core.let_go()
+                for trace in self.traces:
+                    trace.core.let_go()
         return stopped
 
     def _close(self) -> None:
         self.watch.collect()
-        if "own_calls" in self.__dict__ and self.own_calls.replayed is not None:
+        if self.own_calls.replayed is not None:
             self.own_calls.replayed.check_unchanged()
-        for rows in self.rows:
-            for run in rows.runs:
-                run.trace.core.collect()
+        for trace in self.traces:
+            trace.core.collect()
         while self.caches:
             self.caches.pop().close()
 
