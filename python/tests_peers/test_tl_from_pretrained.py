@@ -105,9 +105,12 @@ def test_refactored_attention(place):
     reference = make_model("gpt2", torch.float64)
     save(reference, place)
     judge, ours = both(place, reference, refactor_factored_attn_matrices=True)
-    assert_same_model(ours, judge, states=False)
+    _, plain = both(place, reference)
+    decomposed = 5 * EXACT  # How exact the judge's decompositions in float32 are is the processor's.
+    assert_same_model(ours, judge, decomposed, states=False)
     for name in ("QK", "OV"):
-        assert_close(getattr(ours, name).AB, getattr(judge, name).AB, EXACT, name)
+        assert_close(getattr(ours, name).AB, getattr(judge, name).AB, decomposed, name)
+        assert_close(getattr(ours, name).AB, getattr(plain, name).AB, 1e-12, name)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama_grouped"])
