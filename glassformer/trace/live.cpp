@@ -40,9 +40,35 @@ bool LiveValue::is_released() const {
   return is_ours && held.storage().use_count() == 1;
 }
 
-namespace {
+void LiveValues::add(LiveValue value) {
+  constexpr size_t kBytesToLookAfter = size_t{32} << 10;
+  since_look_ += 1 + value.held.nbytes() / kBytesToLookAfter;
+  values_.push_back(std::move(value));
+  values_.back().settle();
+}
 
-constexpr size_t kBytesToLookAfter = size_t{32} << 10;
+LiveValue* LiveValues::find(const at::Tensor& held) {
+  const auto found = std::find_if(begin(), end(), [&](const LiveValue& value) { return value.held.is_same(held); });
+  return found == end() ? nullptr : &*found;
+}
+
+std::vector<LiveValue*> LiveValues::changed() {
+  std::vector<LiveValue*> found;
+  for (LiveValue& value : values_)
+    if (value.has_changed()) found.push_back(&value);
+  return found;
+}
+
+void LiveValues::drop_released() {
+  std::erase_if(values_, [](LiveValue& value) { return value.is_released() && !value.has_changed(); });
+  since_look_ = 0;
+}
+
+void LiveValues::drop_released_at_times() {
+  if (since_look_ >= std::max<size_t>(values_.size() / 2, 32)) drop_released();
+}
+
+namespace {
 
 bool is_sorted_once(const std::vector<int64_t>& rows) {
   return std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
@@ -99,17 +125,9 @@ at::Tensor TraceState::hand_out(NodeId node, const Positions& positions) {
   TraceState* const self = this;
   at::Tensor value = read_states(std::span<TraceState* const>(&self, 1), node, positions).front();
   const std::vector<int64_t> rows = rows_of(node, positions);
-  if (in_hook >= 0 || !is_sorted_once(rows) || find_live(value) != nullptr) return value;
-  live.push_back({node, rows, value});
-  live.back().settle();
-  live_since_look += 1 + value.nbytes() / kBytesToLookAfter;
+  if (in_hook >= 0 || !is_sorted_once(rows) || live.find(value) != nullptr) return value;
+  live.add({node, rows, value});
   return value;
-}
-
-LiveValue* TraceState::find_live(const at::Tensor& tensor) {
-  const auto found =
-      std::find_if(live.begin(), live.end(), [&](const LiveValue& value) { return value.held.is_same(tensor); });
-  return found == live.end() ? nullptr : &*found;
 }
 
 void TraceState::detach_live(NodeId changed, const std::string& because, const at::Tensor& except) {
@@ -122,9 +140,7 @@ void TraceState::detach_live(NodeId changed, const std::string& because, const a
 
 void TraceState::collect_live() {
   if (live.empty() || in_hook >= 0) return;
-  std::vector<LiveValue*> changed;
-  for (LiveValue& value : live)
-    if (value.has_changed()) changed.push_back(&value);
+  std::vector<LiveValue*> changed = live.changed();
   std::stable_sort(changed.begin(), changed.end(),
                    [](const LiveValue* a, const LiveValue* b) { return a->node < b->node; });
   std::string refused;
@@ -140,14 +156,8 @@ void TraceState::collect_live() {
     insert(make_derived(node, value->held, value->rows, before), value->held);
     adopt(*value);
   }
-  if (live_since_look >= std::max<size_t>(live.size(), 32)) drop_released();
+  live.drop_released_at_times();
   if (!refused.empty()) throw StaleEditError(refused);
-}
-
-// Asking who else has a value takes Python's lock, so reads do that now and then only.
-void TraceState::drop_released() {
-  std::erase_if(live, [](LiveValue& value) { return value.is_released() && !value.has_changed(); });
-  live_since_look = 0;
 }
 
 // With a graph, what the user changed is on the way to everything that is computed from now on.
@@ -178,7 +188,7 @@ std::shared_ptr<Edit> TraceState::make_derived(const Node& node, const at::Tenso
 
 bool TraceState::assigned(const at::Tensor& held, const Region& region, const at::Tensor& numbers,
                           const at::Tensor& value) {
-  LiveValue* const own = find_live(held);
+  LiveValue* const own = live.find(held);
   if (own == nullptr) return false;
   const bool writes_back = value.defined() && value.is_alias_of(held) && !own->has_changed();  // `x[i] += 1`
   own->settle();
@@ -194,7 +204,7 @@ bool TraceState::assigned(const at::Tensor& held, const Region& region, const at
 }
 
 bool TraceState::is_present(const at::Tensor& value, const Node& node, const Region& region) {
-  const LiveValue* const own = find_live(value);
+  const LiveValue* const own = live.find(value);
   if (own == nullptr || own->node != node.id || !own->detached.empty() || region.mask().defined()) return false;
   if (region.axes().empty()) return covers_all(*own, *this);
   const Region::AxisIndices& axis = region.axes().front();

@@ -22,8 +22,31 @@ struct LiveValue {
   void settle();
   /// Whether any bit is another one now.
   bool has_changed();
-  /// Whether nobody but the trace has it.
+  /// Whether nobody else has it.
   bool is_released() const;
+};
+
+/// Values in the order in which they were handed out.
+class LiveValues {
+ public:
+  /// Takes a value as it is now.
+  void add(LiveValue value);
+  /// The value that is this very tensor, or null.
+  LiveValue* find(const at::Tensor& held);
+  /// Those that are other ones than when they were last settled.
+  std::vector<LiveValue*> changed();
+  /// Forgets those that nobody else has, unless they were changed.
+  void drop_released();
+  /// The same, after as many were handed out as there had been: asking who has one takes Python's lock.
+  void drop_released_at_times();
+  void clear() { values_.clear(); }
+  bool empty() const { return values_.empty(); }
+  auto begin() { return values_.begin(); }
+  auto end() { return values_.end(); }
+
+ private:
+  std::vector<LiveValue> values_;
+  size_t since_look_ = 0;  // How many were handed out since, large ones counted several times.
 };
 
 }  // namespace glassformer

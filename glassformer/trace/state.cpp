@@ -185,7 +185,7 @@ void TraceState::update_length_class() {
 
 void TraceState::begin_editing() {
   collect_live();
-  drop_released();
+  live.drop_released();
   if (in_hook >= 0)
     throw OrderError(str("a hook on ", graph().node(in_hook).name,
                          " is running: its trace can't be edited from inside; return the new value instead"));

@@ -32,8 +32,7 @@ struct TraceState {
   bool tracked = false;                   // Every value carries a graph while gradients are on.
   at::Tensor given_with_graph;            // What was given in the place of tokens, if it carries a graph.
   Tape tape;
-  std::vector<LiveValue> live;
-  size_t live_since_look = 0;  // How many values were handed out, large ones counted several times.
+  LiveValues live;
 
   ~TraceState();
   const Graph& graph() const { return family->graph(); }
@@ -114,12 +113,8 @@ struct TraceState {
   /// Makes edits of what users changed in the values that they hold. `StaleEditError` for a value that was no longer
   /// the node's.
   void collect_live();
-  /// Watches those values no more that nobody else has.
-  void drop_released();
   /// Changes of these nodes' values that users hold no longer count: `because` says why.
   void detach_live(NodeId changed, const std::string& because, const at::Tensor& except = {});
-  /// The live value that is this very tensor, or null.
-  LiveValue* find_live(const at::Tensor& tensor);
   /// An edit that puts `value` at these positions and belongs to `source`, the value that it was made from.
   std::shared_ptr<Edit> make_derived(const Node& node, const at::Tensor& value, const std::vector<int64_t>& rows,
                                      const at::Tensor& source);

@@ -134,7 +134,12 @@ void Trace::collect() {
 
 void Trace::let_go() {
   const InUse in_use(*state_->family);
-  state_->collect_live();
+  try {
+    state_->collect_live();
+  } catch (...) {
+    state_->live.clear();
+    throw;
+  }
   state_->live.clear();
 }
 

@@ -1,7 +1,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <algorithm>
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -34,22 +33,24 @@ class LentMethod {
     }
   }
   void lend() {
-    if (is_lent_) throw py::value_error("the method is lent already");
+    if (only_ != nullptr && only_ != this && only_->n_lent_ > 0) throw py::value_error("another method is lent");
     only_ = this;
-    is_lent_ = true;
+    if (n_lent_++ > 0) return;
     for (const auto& [type, usual] : usual_) type->tp_getattro = find_attribute;
   }
+  // The method is taken back when it was as often as it was lent.
   void take_back() {
+    if (n_lent_ == 0) throw py::value_error("the method is not lent");
+    if (--n_lent_ > 0) return;
     for (const auto& [type, usual] : usual_) type->tp_getattro = usual;
-    is_lent_ = false;
   }
 
  private:
   static inline LentMethod* only_ = nullptr;
 
   static PyObject* find_attribute(PyObject* self, PyObject* name) {
-    const LentMethod& method = *only_;
-    if (method.is_lent_ && name == method.name_.ptr()) {  // Names in code are interned.
+    const LentMethod& method = *only_;                       // Types made meanwhile have this function for good.
+    if (method.n_lent_ > 0 && name == method.name_.ptr()) {  // Names in code are interned.
       PyObject* const made = PyObject_CallOneArg(method.provider_.ptr(), self);
       if (made != Py_None) return made;
       Py_DECREF(made);
@@ -65,7 +66,7 @@ class LentMethod {
 
   py::object name_, provider_;
   std::vector<std::pair<PyTypeObject*, getattrofunc>> usual_;
-  bool is_lent_ = false;
+  size_t n_lent_ = 0;
 };
 
 // What a node of one trace has for a user: the tensor, and, where that is a copy, what it is a copy of.
@@ -87,48 +88,41 @@ ForUser for_user(Trace& trace, std::string_view name, bool by_head) {
 // Values in users' hands that are copies of what a trace watches itself, and which of them were written to.
 class Watch {
  public:
-  void add(const at::Tensor& value) {
-    if (values_.size() >= look_again_at_) drop_released();
-    values_.push_back({-1, {}, value});
-    values_.back().settle();
-  }
+  void add(const at::Tensor& value) { values_.add({-1, {}, value}); }
   void settle(const at::Tensor& value) {
-    for (LiveValue& each : values_)
-      if (each.held.is_same(value)) each.settle();
+    if (LiveValue* const found = values_.find(value)) found->settle();
   }
   // Makes edits of what was changed in place since: values that were taken out of others go first.
   void collect() {
     std::vector<at::Tensor> changed;
-    for (LiveValue& each : values_) {
-      if (!each.has_changed()) continue;
-      each.settle();
-      changed.push_back(each.held);
+    for (LiveValue* const each : values_.changed()) {
+      each->settle();
+      changed.push_back(each->held);
     }
+    values_.drop_released_at_times();
     for (auto value = changed.rbegin(); value != changed.rend(); ++value) {
       const py::object whole = py::cast(*value);
       whole.attr("pieces").attr("push")(whole);
     }
   }
-  std::vector<at::Tensor> values() const {
+  std::vector<at::Tensor> values() {
     std::vector<at::Tensor> all;
     for (const LiveValue& each : values_) all.push_back(each.held);
     return all;
   }
   bool is_open() const { return is_open_; }
-  // Watches nothing any more.
-  void close() {
+  // Watches nothing any more; gives what it watched and is on no graph.
+  std::vector<at::Tensor> close() {
+    std::vector<at::Tensor> plain;
+    for (const LiveValue& each : values_)
+      if (!each.held.requires_grad()) plain.push_back(each.held);
     values_.clear();
     is_open_ = false;
+    return plain;
   }
 
  private:
-  void drop_released() {
-    std::erase_if(values_, [](LiveValue& value) { return value.is_released() && !value.has_changed(); });
-    look_again_at_ = std::max<size_t>(32, 2 * values_.size());
-  }
-
-  std::vector<LiveValue> values_;
-  size_t look_again_at_ = 32;
+  LiveValues values_;
   bool is_open_ = true;
 };
 

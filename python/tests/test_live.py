@@ -518,6 +518,15 @@ def test_what_a_user_has_let_go_of_is_let_go_of(tiny, tokens, with_graph):
     assert with_graph or change() is None
 
 
+def test_what_a_user_has_let_go_of_goes_while_others_are_held(tiny, tokens):
+    trace = tiny.model.trace(tokens)
+    held = [trace["resid_post1"] for _ in range(40)]
+    released = [weakref.ref(trace["z1"]) for _ in range(400)]
+    assert sum(each() is not None for each in released) < 100
+    held[3][:, 0] = 2
+    assert trace["resid_post1"][:, 0].eq(2).all()
+
+
 def test_changes_that_do_not_count_leave_values_with_a_graph_alone(tiny, tokens):
     trace = tiny.model.trace(tokens).requires_grad_()
     with trace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -58,23 +57,5 @@ def _provide(owner: Any) -> Callable[[], Any] | None:
 
 
 _method = _core.LentMethod(_TYPES, "save", _provide)
-_lock = threading.Lock()
-_n_open = 0
-
-
-def mount() -> None:
-    """Gives built-in types and tensors the method `save`, until `unmount` was called as often."""
-    global _n_open
-    with _lock:
-        _n_open += 1
-        if _n_open == 1:
-            _method.lend()
-
-
-def unmount() -> None:
-    """Takes the method away again when nobody needs it any more."""
-    global _n_open
-    with _lock:
-        _n_open -= 1
-        if _n_open == 0:
-            _method.take_back()
+mount, unmount = _method.lend, _method.take_back
+"""Give built-in types and tensors the method `save`, until it was taken back as often."""

@@ -22,7 +22,6 @@ from glassformer.nnsight.scan import (
     called_on_shapes,
     check_fits,
     dtype_of,
-    shape_of,
 )
 from glassformer.nnsight.shapes import (
     EndedNumber,
@@ -35,6 +34,7 @@ from glassformer.nnsight.shapes import (
 )
 from glassformer.nnsight.steps import Steps, step_numbers
 from glassformer.nnsight.tracing import EngineScope, Tracer
+from glassformer.nnsight.values import shape_of
 
 _BATCH, _POS, _KEYS, _STEP = (10007, 10009), (20011, 20021), (30011, 30013), (40009, 40013)
 """Sizes that aren't known, in two worlds: primes that no other size is."""

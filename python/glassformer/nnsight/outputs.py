@@ -29,7 +29,7 @@ class ModuleOutput(tuple):
     _saved: list[Any] | None
 
     def __new__(cls, scope: Any, outputs: tuple[tuple[str, ...], ...], step: int) -> ModuleOutput:
-        made = super().__new__(cls)
+        made = tuple.__new__(cls)
         made._scope, made._outputs, made._step, made._saved = scope, outputs, step, None
         return made
 
@@ -67,9 +67,10 @@ class ModuleOutput(tuple):
             self._saved[index] = scope.read_nodes(self._outputs[index], self._step)
 
     def _checked(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"the module returns a tuple of {len(self)}; found index {index}")
-        return index % len(self)
+        length = len(self._outputs)
+        if not -length <= index < length:
+            raise IndexError(f"the module returns a tuple of {length}; found index {index}")
+        return index % length
 
     def save(self) -> ModuleOutput:
         """The tuple itself, with its entries as they are now. It keeps nothing else of its trace."""

@@ -54,16 +54,16 @@ def read_prompts(model: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> 
         if mask is not None or positions is not None or labels is not None:
             raise _core.InputError("attention_mask, position_ids and labels come with an input; found none")
         return None
-    return _prompts(model, source, mask, positions, labels)
-
-
-def _prompts(model: Any, source: Any, mask: Any, positions: Any, labels: Any) -> Prompts:
-    if isinstance(source, torch.Tensor) and source.ndim == 2 and source.dtype == torch.int64 and source.shape[0] > 0:
-        prompts = Prompts(whole=source.detach())
+    if isinstance(source, torch.Tensor) and source.ndim == 2 and source.dtype == torch.int64 and source.numel() > 0:
+        prompts = Prompts(whole=source)
     else:
         prompts = Prompts(_rows(model, source))
-    if mask is None and labels is None and positions is None and len(prompts) > 0:
+    if mask is None and labels is None and positions is None and prompts.sequences != []:
         return prompts
+    return _checked(prompts, mask, positions, labels)
+
+
+def _checked(prompts: Prompts, mask: Any, positions: Any, labels: Any) -> Prompts:
     rows = prompts.rows
     if not rows:
         raise _core.InputError("no prompts")

@@ -15,9 +15,8 @@ from glassformer.nnsight.modules import EngineEnvoy
 from glassformer.nnsight.outputs import first_argument
 from glassformer.nnsight.own_modules import OwnEnvoy, is_below
 from glassformer.nnsight.program import Program, ReadNode, Step, Write
-from glassformer.nnsight.scan import shape_of
 from glassformer.nnsight.tracing import AT_LAST_POSITION
-from glassformer.nnsight.values import width_of
+from glassformer.nnsight.values import shape_of, width_of
 
 _BY_POSITION = ("block", "attention", "decoder", "model", "rotary", "embed", "pos_embed", "blocks")
 

@@ -33,7 +33,7 @@ class Prompts:
         """The token ids of each sequence."""
         if self.sequences is None:
             assert self.whole is not None
-            self.sequences = list(self.whole)
+            self.sequences = list(self.whole.clone())  # The user may change what was given.
         return self.sequences
 
     def __len__(self) -> int:

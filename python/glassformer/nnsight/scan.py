@@ -177,18 +177,6 @@ def dtype_of(model: Any, node: str) -> torch.dtype:
     return torch.promote_types(model.dtype, torch.float32) if wide else model.dtype
 
 
-def shape_of(
-    axes: dict[str, Any], nodes: tuple[str, ...], by_head: bool, n_rows: int, length: int, n_keys: int
-) -> list[int]:
-    """The shape of nodes side by side (`by_head`: of a single one as it is), of so many rows, positions and keys."""
-    first = axes[nodes[0]]
-    if "query_pos" in first.axes:
-        return [n_rows, first.sizes[1], length, n_keys]
-    if by_head or len(first.axes) == 2:
-        return [n_rows, length, *first.sizes[2:]]
-    return [n_rows, length, sum(width_of(axes[node]) for node in nodes)]
-
-
 def check_fits(nodes: Sequence[str], there: Sequence[Sequence[int]], value: Any) -> None:
     """`ShapeError` for what can't stand in the place of a value, whose shape is `there` in each world."""
     if isinstance(value, UnknownNumber):

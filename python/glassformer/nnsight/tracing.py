@@ -456,26 +456,25 @@ class Tracer(EngineScope):
         _save.unmount()
         self.reader = None
         stopped = isinstance(error, _Stop)
+        finished = error is None or stopped
         try:
-            if error is None or stopped:
+            if finished:
                 self._close()
         finally:
             self.is_open = False
-            for value in self.watch.values():
-                if "pieces" in value.__dict__ and not value.requires_grad:
+            for value in self.watch.close():
+                if "pieces" in value.__dict__:
                     value.pieces.parts = ()  # They would keep the trace; gradients alone need them.
-            self.watch.close()
-            if error is None or stopped:
-                for trace in self.traces:
-                    trace.core.let_go()
+            if finished:
+                for rows in self.rows:
+                    for run in rows.runs:
+                        run.trace.core.let_go()
         return stopped
 
     def _close(self) -> None:
         self.watch.collect()
         if self.own_calls.replayed is not None:
             self.own_calls.replayed.check_unchanged()
-        for trace in self.traces:
-            trace.core.collect()
         while self.caches:
             self.caches.pop().close()
 

@@ -42,7 +42,6 @@ class Layout:
         self.last_only = view.last_only
         self.width = max((self._length(run, step) for run, step in runs), default=0)
         kinds = [axes[node] for node in view.nodes]
-        self.has_keys = any("query_pos" in node.axes for node in kinds)
         n_keys = max((_end(run, step) for run, step in runs), default=0)
         self.by_head = view.by_head
         self.pieces: list[Piece] = []
@@ -55,14 +54,7 @@ class Layout:
                 self._add(run, step, rows, length, n_keys, zip(view.nodes, kinds, strict=True))
             padded = step == 0 and not self.last_only
             self.padding += [self.width - length + (before if padded else 0) for before in run.padding]
-        if self.has_keys:
-            self.shape = [row, kinds[0].sizes[1], self.width, n_keys]
-        elif len(kinds[0].axes) == 2:
-            self.shape = [row, self.width]
-        elif self.by_head:
-            self.shape = [row, self.width, *kinds[0].sizes[2:]]
-        else:
-            self.shape = [row, self.width, sum(width_of(node) for node in kinds)]
+        self.shape = shape_of(axes, view.nodes, view.by_head, row, self.width, n_keys)
 
     def _length(self, run: Run, step: int) -> int:
         length = run.length(step)
@@ -101,6 +93,18 @@ def _end(run: Run, step: int) -> int:
 def width_of(node: Any) -> int:
     """The size of a node's features side by side."""
     return math.prod(node.sizes[2:])
+
+
+def shape_of(
+    axes: dict[str, Any], nodes: tuple[str, ...], by_head: bool, n_rows: int, length: int, n_keys: int
+) -> list[int]:
+    """The shape of nodes side by side (`by_head`: of a single one as it is), of so many rows, positions and keys."""
+    first = axes[nodes[0]]
+    if "query_pos" in first.axes:
+        return [n_rows, first.sizes[1], length, n_keys]
+    if by_head or len(first.axes) == 2:
+        return [n_rows, length, *first.sizes[2:]]
+    return [n_rows, length, sum(width_of(axes[node]) for node in nodes)]
 
 
 def read(layout: Layout, watch: _core.Watch | None, kind: type[NodeValue], key: Any, guard: Any = None) -> NodeValue:
