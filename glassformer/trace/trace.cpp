@@ -134,12 +134,7 @@ void Trace::collect() {
 
 void Trace::let_go() {
   const InUse in_use(*state_->family);
-  try {
-    state_->collect_live();
-  } catch (...) {
-    state_->live.clear();
-    throw;
-  }
+  state_->collect_live();
   state_->live.clear();
 }
 

@@ -466,15 +466,16 @@ class Tracer(EngineScope):
                 if "pieces" in value.__dict__:
                     value.pieces.parts = ()  # They would keep the trace; gradients alone need them.
             if finished:
-                for rows in self.rows:
-                    for run in rows.runs:
-                        run.trace.core.let_go()
+                for trace in self.traces:
+                    trace.core.let_go()
         return stopped
 
     def _close(self) -> None:
         self.watch.collect()
         if self.own_calls.replayed is not None:
             self.own_calls.replayed.check_unchanged()
+        for trace in self.traces:
+            trace.core.collect()
         while self.caches:
             self.caches.pop().close()
 
