@@ -74,7 +74,7 @@ class TracedValues:
 
         torch.set_grad_enabled(gradients)
         self.model, self.n_values, self.prompt = model, n_values, torch.arange(8)[None]
-        self.alone = self.by_engine if hasattr(model, "engine") else self.by_hooks()
+        self.alone = self.by_engine if hasattr(model, "engine") else hooked_values(n_values)
         self.overhead = 0.0  # Seconds that all traces of the last run took more than the values alone.
         for traced, alone in zip(self.traced(), self.alone(), strict=True):
             torch.testing.assert_close(torch.Tensor(traced.detach()), torch.Tensor(alone.detach()))
@@ -122,27 +122,32 @@ class TracedValues:
         parts = ("hook_resid_pre", "ln1.hook_out", "ln2.hook_out", "mlp.hook_pre", "hook_mlp_out")
         return [trace.read(f"blocks.{layer}.{part}") for layer in range(4) for part in (*parts, "hook_resid_post")]
 
-    def by_hooks(self):
-        module, found = transformers_model(gpt2_tiny()), []
 
-        def keep(_, __, output):
-            found.append(_block(output))
+def hooked_values(n_values: int):
+    """A function that calls the model of `transformers` and gives the values that `TracedValues` reads, by torch's
+    forward hooks."""
+    import torch
 
-        blocks = module.transformer.h
-        if self.n_values == 1:
-            blocks[-1].register_forward_hook(keep)
-        else:
-            for block in blocks:
-                block.register_forward_pre_hook(lambda _, given: found.append(given[0]))
-                for part in (block.ln_1, block.ln_2, block.mlp.c_fc, block.mlp, block):
-                    part.register_forward_hook(keep)
+    module, found, prompt = transformers_model(gpt2_tiny()), [], torch.arange(8)[None]
 
-        def alone():
-            found.clear()
-            module(self.prompt)
-            return list(found)
+    def keep(_, __, output):
+        found.append(_block(output))
 
-        return alone
+    blocks = module.transformer.h
+    if n_values == 1:
+        blocks[-1].register_forward_hook(keep)
+    else:
+        for block in blocks:
+            block.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+            for part in (block.ln_1, block.ln_2, block.mlp.c_fc, block.mlp, block):
+                part.register_forward_hook(keep)
+
+    def call():
+        found.clear()
+        module(prompt)
+        return list(found)
+
+    return call
 
 
 def generated_with_edits(model, prompt):

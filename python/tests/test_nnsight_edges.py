@@ -2,6 +2,7 @@
 
 import contextvars
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -145,3 +146,16 @@ def test_a_trace_that_is_left_in_another_context(model):
     with model.trace(PROMPT):
         assert [1].save() == [1]
     assert not hasattr([], "save")
+
+
+def test_a_generation_ends_at_the_end_of_the_context_with_a_warning(model):
+    prompt = torch.arange(4)[None]
+    room = model.config.n_positions - 4
+    told = pytest.warns(UserWarning, match=f"end of the model's context, after {room + 1} new tokens of max_new")
+    with told, model.generate(prompt, max_new_tokens=room + 9, eos_token_id=None) as tracer:
+        ids = tracer.result
+    assert ids.shape == (1, room + 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with model.generate(prompt, max_new_tokens=room + 1, eos_token_id=None) as tracer:
+            assert tracer.result.equal(ids)

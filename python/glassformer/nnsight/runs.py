@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ class Rows:
         before = [run.trace.length for run in self.runs]
         self._generation.step()
         if self._generation.done():
+            self._warn_of_context()
             return False
         self._generation.begin_step()
         self.reached += 1
@@ -123,6 +125,16 @@ class Rows:
             if run.trace.length > begin:
                 run.steps.append((begin, run.trace.length))
         return True
+
+    def _warn_of_context(self) -> None:
+        assert self.options is not None
+        cut = [len(found.ids) for found in self._generation.results() if found.finish == "context"]
+        if cut:
+            warnings.warn(
+                f"the generation ended at the end of the model's context, after {min(cut)} new tokens of "
+                f"max_new_tokens={self.options.max_new_tokens}: give a shorter prompt or ask for fewer",
+                stacklevel=2,
+            )
 
     def drawn(self) -> list[list[int]]:
         """The new tokens of each sequence so far."""
