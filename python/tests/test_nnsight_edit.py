@@ -106,16 +106,24 @@ def read_again(h):
     h[2].output = between + h[0].output[0]
 
 
+def old_inputs(h):
+    """`.input[0][0]` is the whole argument where an index can't be a row's."""
+    h[1].mlp.c_proj.input[0][0][:, 1] = h[0].mlp.c_proj.input[0][0].t[0] * 2
+    h[2].attn.c_proj.input[0][0].token[-1] = 1
+    h[2].mlp.input[0][0][:, 1, :8] *= 3
+    h[2].mlp.c_proj.input[0][1][:4] = 2  # A row as it is.
+
+
 CHANGES = (in_place, of_sizes, of_other_layers, inputs, side_by_side, by_head, tokens, skipped, called, read_again)
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", (*CHANGES, old_inputs), ids=lambda change: change.__name__)
 @pytest.mark.parametrize("ids", [TOKENS, random_tokens(1, 9, seed=3)], ids=["two", "one"])
 def test_as_by_hand(model, change, ids):
     check(model, change, ids)
 
 
-@pytest.mark.parametrize("change", [in_place, of_other_layers, inputs, side_by_side, tokens, read_again])
+@pytest.mark.parametrize("change", [in_place, of_other_layers, inputs, side_by_side, tokens, read_again, old_inputs])
 def test_prompts_of_different_lengths(model, change):
     prompts = [random_tokens(1, length, seed=length) for length in (4, 7, 4)]
     with model.edit() as edited:

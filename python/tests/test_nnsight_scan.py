@@ -278,3 +278,21 @@ def test_what_python_asks_of_tensors(model):
         pair[0] = 1
     with model.scan(random_tokens(2, 5)), pytest.raises(glassformer.UnsupportedError, match="together with another's"):
         blocks_of(model)[0].output[0] + hidden
+
+
+def test_old_inputs(model):
+    """`.input[0][0]` is the whole argument where an index can't be a row's; an output's is a row."""
+    mlp = model.get("transformer.h.1.mlp" if hasattr(model, "transformer") else "model.layers.1.mlp")
+    for opened in (model.scan(random_tokens(2, 6)), model.trace(random_tokens(2, 6))):
+        with opened:
+            whole, row = mlp.input, mlp.input[0][0]
+            assert [*row.shape] == [*whole.shape[2:]]
+            assert row[:, 1].shape == whole[:, 1].shape and row.t[0].shape == whole[:, 0].shape
+            assert (
+                row[0].shape == () and type(row[0]) is type(row.sum()) and mlp.input[0][1:].shape == whole[0, 1:].shape
+            )
+            row[:, 1] = 2
+            ids = model.get("transformer.wte" if hasattr(model, "transformer") else "model.embed_tokens").input
+            assert ids[0][0][:, 1].shape == (2,) and ids[0][0].t[0].shape == (2,)
+            with pytest.raises(IndexError):
+                mlp.output[0][0][:, 1]

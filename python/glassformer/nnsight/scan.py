@@ -12,7 +12,8 @@ from glassformer import _core
 from glassformer.nnsight.modules import FIRST_ARGUMENT, HANDS_THROUGH, EngineEnvoy
 from glassformer.nnsight.outputs import Output
 from glassformer.nnsight.own_modules import OwnCalls, OwnEnvoy, is_below
-from glassformer.nnsight.shapes import Shapes, ShapeTensor, UnknownNumber, given, leaves
+from glassformer.nnsight.shapes import ShapeInput, Shapes, ShapeTensor, UnknownNumber, given, leaves
+from glassformer.nnsight.tensors import InputValue
 from glassformer.nnsight.tracing import EngineScope, Invoke, Tracer
 from glassformer.nnsight.values import width_of
 
@@ -22,7 +23,10 @@ class ShapeScope(EngineScope):
 
     def read_nodes(self, nodes: tuple[str, ...], step: int, kind: Any = None, by_head: bool = False) -> Any:
         """The value of nodes as the module shows them."""
-        return self.tracer.read_place(self, nodes, step, by_head)
+        found = self.tracer.read_place(self, nodes, step, by_head)
+        if kind is InputValue:
+            found.__class__ = ShapeInput
+        return found
 
     def write_nodes(
         self, nodes: tuple[str, ...], step: int, value: Any, derived: bool = False, by_head: bool = False
@@ -42,7 +46,9 @@ class ShapeScope(EngineScope):
     def _input(self, envoy: EngineEnvoy) -> Any:
         if not envoy.place.inputs or envoy.place.input_is_private:
             return super()._input(envoy)
-        return self.tracer.read_place(self, envoy.place.inputs, self.step_of(envoy), False, envoy)
+        found = self.tracer.read_place(self, envoy.place.inputs, self.step_of(envoy), False, envoy)
+        found.__class__ = ShapeInput
+        return found
 
     def _put_input(self, envoy: EngineEnvoy, value: Any, derived: bool = False) -> None:
         if envoy.place.input_is_private:

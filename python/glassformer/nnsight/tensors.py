@@ -123,10 +123,10 @@ class InputRow(TracedTensor):
     whole: TracedTensor
 
     def __getitem__(self, index: Any) -> Any:
-        return self.whole[index] if _is_too_long(index, self.ndim) else _row(self, index)
+        return self.whole[index] if is_too_long(index, self.ndim) else _row(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if _is_too_long(index, self.ndim):
+        if is_too_long(index, self.ndim):
             self.whole[index] = value
         else:
             super().__setitem__(index, value)
@@ -141,13 +141,15 @@ class InputValue(NodeValue):
 
 def _row(tensor: Any, index: Any) -> Any:
     found = torch.Tensor.__getitem__(tensor, index)
-    if type(index) is int and type(found) is TracedTensor:
+    whole = getattr(tensor, "whole", tensor)
+    if type(index) is int and type(found) is TracedTensor and whole.ndim < found.ndim + 3:
         found.__class__ = InputRow
-        found.whole = getattr(tensor, "whole", tensor)
+        found.whole = whole
     return found
 
 
-def _is_too_long(index: Any, n_axes: int) -> bool:
+def is_too_long(index: Any, n_axes: int) -> bool:
+    """Internal: whether an index has more entries than there are axes."""
     entries = index if isinstance(index, tuple) else (index,)
     taken = sum(
         entry.ndim if isinstance(entry, torch.Tensor) and entry.dtype == torch.bool else 1
