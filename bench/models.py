@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import random
@@ -66,18 +67,22 @@ def _block(output):
 
 
 class TracedValues:
-    """Traces that read some values of a GPT-2, taking turns with the shortest way to the same values that the system
-    stands on: reads of an engine's trace, or the model's call with torch's forward hooks."""
+    """Traces that read some values of a GPT-2, taking turns with `beside`: "call", a plain call of the model, which
+    gives logits, keys and values; or "reads", the shortest way to the same values that the system stands on (reads of
+    an engine's trace, or the model's call with torch's forward hooks)."""
 
-    def __init__(self, model, n_values: int, gradients: bool = True):
+    def __init__(self, model, n_values: int, beside: str, gradients: bool = True):
         import torch
 
         torch.set_grad_enabled(gradients)
         self.model, self.n_values, self.prompt = model, n_values, torch.arange(8)[None]
-        self.alone = self.by_engine if hasattr(model, "engine") else hooked_values(n_values)
-        self.overhead = 0.0  # Seconds that all traces of the last run took more than the values alone.
-        for traced, alone in zip(self.traced(), self.alone(), strict=True):
-            torch.testing.assert_close(torch.Tensor(traced.detach()), torch.Tensor(alone.detach()))
+        is_ours = hasattr(model, "engine")
+        self.overhead = 0.0  # Seconds that all traces of the last run took more than what they took turns with.
+        reads = self.by_engine if is_ours else hooked_values(n_values)
+        for traced, read in zip(self.traced(), reads(), strict=True):
+            torch.testing.assert_close(torch.Tensor(traced.detach()), torch.Tensor(read.detach()))
+        call = functools.partial(model if is_ours else transformers_model(gpt2_tiny()), self.prompt)
+        self.alone = call if beside == "call" else reads
 
     def run(self) -> dict:
         """The values of a trace, after fifty that were timed, by tens, each until its values are gone again."""

@@ -234,7 +234,7 @@ def table(task: Task, results: list[Result]) -> str:
     columns = [("time", "wall"), ("processor time", "cpu")]
     if task.fresh:
         columns += [("whole process", "whole"), ("peak memory", "memory")]
-    if any(own.overhead for result in results for own in result.measured.values()):
+    if all(own.overhead for result in results for own in result.measured.values()):
         columns = [("time", "wall"), ("overhead", "overhead")]
     many = len(task.cases) > 1
     head = [*(["case"] if many else []), "contender"]
@@ -247,9 +247,6 @@ def table(task: Task, results: list[Result]) -> str:
             row = [*([result.case] if many else []), name]
             for _, key in columns:
                 values = getattr(own, key)
-                if not values:
-                    row += ["", ""]
-                    continue
                 ratio = ""
                 middle = statistics.median(values)
                 if base is not None and key == "overhead":  # A difference: a single one may be about nothing.

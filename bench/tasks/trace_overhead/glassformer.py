@@ -3,8 +3,8 @@ from models import TracedValues, gpt2_tiny
 from glassformer.nnsight import LanguageModel
 
 
-def setup(n_values, gradients=True):
-    return TracedValues(LanguageModel(gpt2_tiny()), n_values, gradients)
+def setup(n_values, beside, gradients=True):
+    return TracedValues(LanguageModel(gpt2_tiny()), n_values, beside, gradients)
 
 
 def run(state):
