@@ -71,7 +71,7 @@ class TracedValues:
     gives logits, keys and values; or "reads", the shortest way to the same values that the system stands on (reads of
     an engine's trace, or the model's call with torch's forward hooks)."""
 
-    def __init__(self, model, n_values: int, beside: str, gradients: bool = True):
+    def __init__(self, model, n_values: int, beside: str, gradients: bool):
         import torch
 
         torch.set_grad_enabled(gradients)

@@ -3,7 +3,7 @@ from models import TracedValues, gpt2_tiny
 from glassformer.nnsight import LanguageModel
 
 
-def setup(n_values, beside, gradients=True):
+def setup(n_values, beside, gradients):
     return TracedValues(LanguageModel(gpt2_tiny()), n_values, beside, gradients)
 
 

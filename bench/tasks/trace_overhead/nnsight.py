@@ -3,7 +3,7 @@ from models import TracedValues, gpt2_tiny, nnsight_model
 ENVIRONMENT = "nnsight"
 
 
-def setup(n_values, beside, gradients=True):
+def setup(n_values, beside, gradients):
     return TracedValues(nnsight_model(gpt2_tiny()), n_values, beside, gradients)
 
 

@@ -16,7 +16,7 @@ import torch
 from glassformer import _core
 from glassformer.nnsight import _trees
 from glassformer.nnsight.outputs import ModuleOutput, Output
-from glassformer.nnsight.tensors import TokenIndexer, TracedTensor, is_too_long, places_of_tokens, plain
+from glassformer.nnsight.tensors import Argument, TokenIndexer, TracedTensor, places_of_tokens, plain
 
 _VALUES = {
     "__bool__": "`if tensor` or bool(tensor)",
@@ -271,26 +271,8 @@ class ShapeTensor(torch.Tensor):
         return f"ShapeTensor(shape={list(self.shape)}, dtype={self.worlds[0].dtype}, device='{self.worlds[0].device}')"
 
 
-class ShapeInput(ShapeTensor):
-    """A module's first argument, or with `whole` a row of it, as `InputRow` is."""
-
-    whole: ShapeTensor | None = None
-
-    def __getitem__(self, index: Any) -> Any:
-        if self.whole is not None and is_too_long(index, self.ndim):
-            return self.whole[index]
-        found = super().__getitem__(index)
-        whole = self if self.whole is None else self.whole
-        if type(index) is int and whole.ndim < found.ndim + 3:
-            found.__class__ = ShapeInput
-            found.whole = whole
-        return found
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if self.whole is not None and is_too_long(index, self.ndim):
-            self.whole[index] = value
-        else:
-            super().__setitem__(index, value)
+class ShapeInput(Argument, ShapeTensor):
+    """A module's first argument, or a row of it."""
 
 
 class UnknownNumber:
@@ -370,9 +352,7 @@ class ShapeTokens(TokenIndexer):
     """`x.token[…]` of a value as the model gave it."""
 
     def _whole(self) -> Any:
-        tensor: Any = getattr(self._tensor, "whole", None)
-        tensor = self._tensor if tensor is None else tensor
-        return tensor if tensor.is_whole else self._counted()[0]
+        return self._of if self._of.is_whole else self._counted()[0]
 
     def __getitem__(self, index: Any) -> Any:
         tensor = self._whole()

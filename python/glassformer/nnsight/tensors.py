@@ -116,40 +116,45 @@ class NodeValue(TracedTensor, LiveTensor):
             super().retain_grad()
 
 
-class InputRow(TracedTensor):
-    """A row of a module's argument. In old notebooks `.input[0][0]` is the whole argument: an index that can't be one
-    of the row is taken of that."""
+class Argument:
+    """How a module's first argument is indexed and, with `whole`, its rows. In old notebooks `.input[0][0]` is the
+    whole argument: an index that can't be one of the row is taken of that."""
 
-    whole: TracedTensor
+    __slots__ = ()
+    whole: Any = None
+    row_kind: Any = None  # The class of rows, where it is another.
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.whole[index] if is_too_long(index, self.ndim) else _row(self, index)
+    def __getitem__(self: Any, index: Any) -> Any:
+        if self._is_of_whole(index):
+            return self.whole[index]
+        found = super().__getitem__(index)  # type: ignore[misc]
+        whole = self if self.whole is None else self.whole
+        if type(index) is int and type(found) is not torch.Tensor and whole.ndim < found.ndim + 3:
+            found.__class__ = self.row_kind or type(self)
+            found.whole = whole
+        return found
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if is_too_long(index, self.ndim):
+    def __setitem__(self: Any, index: Any, value: Any) -> None:
+        if self._is_of_whole(index):
             self.whole[index] = value
         else:
-            super().__setitem__(index, value)
+            super().__setitem__(index, value)  # type: ignore[misc]
+
+    def _is_of_whole(self: Any, index: Any) -> bool:
+        return self.whole is not None and _is_too_long(index, self.ndim)
 
 
-class InputValue(NodeValue):
+class InputRow(Argument, TracedTensor):
+    """A row of a module's argument."""
+
+
+class InputValue(Argument, NodeValue):
     """A module's first argument."""
 
-    def __getitem__(self, index: Any) -> Any:
-        return _row(self, index)
+    row_kind = InputRow
 
 
-def _row(tensor: Any, index: Any) -> Any:
-    found = torch.Tensor.__getitem__(tensor, index)
-    whole = getattr(tensor, "whole", tensor)
-    if type(index) is int and type(found) is TracedTensor and whole.ndim < found.ndim + 3:
-        found.__class__ = InputRow
-        found.whole = whole
-    return found
-
-
-def is_too_long(index: Any, n_axes: int) -> bool:
-    """Internal: whether an index has more entries than there are axes."""
+def _is_too_long(index: Any, n_axes: int) -> bool:
     entries = index if isinstance(index, tuple) else (index,)
     taken = sum(
         entry.ndim if isinstance(entry, torch.Tensor) and entry.dtype == torch.bool else 1
@@ -179,12 +184,14 @@ class TokenIndexer:
 
     def __init__(self, tensor: TracedTensor) -> None:
         self._tensor = tensor
+        whole = getattr(tensor, "whole", None)
+        self._of: Any = tensor if whole is None else whole
 
     def __call__(self) -> torch.Tensor:
         return torch.t(self._tensor)
 
     def _counted(self) -> tuple[NodeValue | torch.Tensor, list[int]]:
-        tensor = getattr(self._tensor, "whole", self._tensor)
+        tensor = self._of
         pieces = getattr(tensor, "pieces", None)
         if pieces is None or pieces.padding is None:
             raise _core.InputError(
